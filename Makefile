@@ -1,0 +1,56 @@
+# `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT.
+PYTHON ?= python3
+PROFILE ?= toy
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The kernel of this environment comes before a python3 kernel in the home folder.
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport JUPYTER_PATH
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab bench notebooks lint
+
+help:  ## list the targets
+	@echo 'Targets, with PYTHON=$(PYTHON) and PROFILE=$(PROFILE):'
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: $(READY)  ## execute the notebooks with a profile: make run PROFILE=photos VOC_ROOT=...
+	@$(BIN)/python -m affinity_lib run $(PROFILE) $(ARGS)
+
+test: $(READY)  ## check style, run the tests and every notebook
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest tests --nbval-lax --nbval-cell-timeout 600 notebooks $(ARGS)
+
+lab: $(READY)  ## open JupyterLab at the notebooks
+	@$(BIN)/jupyter lab notebooks
+
+bench: $(READY)  ## measure the library against its references
+	@$(BIN)/python -m affinity_lib.bench $(ARGS)
+
+notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
+	rm -rf runs/toy
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/[0-9]*.ipynb \
+	  --ExecutePreprocessor.timeout=-1 \
+	  --ExecutePreprocessor.record_timing=False \
+	  --ExecutePreprocessor.store_widget_state=False \
+	  --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{'kernelspec', ('language_info', 'name')}" \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask="{'tags', 'caption'}"
+
+lint: $(READY)  ## check style and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "There is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "Python 3.11 or 3.12 is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name another one with PYTHON=..." >&2; exit 1; }
+	@echo 'Installing what constraints.txt pins into $(VENV); the first time takes some minutes.'
+	@test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,133 @@
+"""The command line: ``python -m affinity_lib run toy`` and its relatives."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from affinity_lib.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the words after ``python -m affinity_lib`` ask for.
+
+    Returns:
+        0 if all is well; 1 if a notebook failed, the disk is full or ``verify`` found something;
+        2 for bad input; 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from affinity_lib import report, results, runner, sweep
+    from affinity_lib.parameters import parse_settings
+
+    todo = runner.plan(options.profile)
+    grid = parse_settings(options.set, todo.declared)
+    how = {"only": options.notebooks, "force": options.force}
+    try:
+        if any(len(values) > 1 for values in grid.values()):
+            table = sweep.execute_grid(todo, grid, options.run_dir, **how)
+            print(f"\n{table.read_text(encoding='utf-8')}\n{results.shown(table)}")
+            return 0
+        values = {name: values[0] for name, values in grid.items()}
+        run = runner.execute(todo.with_values(values), options.run_dir, **how)
+    except runner.StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    page = report.write_report(run)
+    print(f"\n{results.summary(run)}\n\n{results.shown(page)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    from affinity_lib import manifest, report
+
+    print(report.write_report(manifest.find_run(options.run)))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from affinity_lib import manifest
+
+    count, differences = manifest.verify(manifest.find_run(options.run))
+    print(*differences, f"{count} files checked, {len(differences)} differences", sep="\n")
+    return 1 if differences else 0
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from affinity_lib import results
+    from affinity_lib.manifest import find_run
+
+    print(results.compare(find_run(options.first), find_run(options.second)))
+
+
+def _toy(options: argparse.Namespace) -> None:
+    from affinity_lib.toy import make_toy
+
+    make_toy(options.out)
+    print(f"The toy data set is in {options.out}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from affinity_lib.convert import convert
+
+    convert(options.images, options.csv, options.out)
+    print(f"The data set in VOC layout is in {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m affinity_lib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    run = command("run", _run, "execute the notebooks that are not up to date, with a profile")
+    run.add_argument("profile", help="a file in notebooks/profiles, such as toy")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="a parameter in place of the profile's; with several values, a grid of runs",
+    )
+    run.add_argument("--run-dir", default="", help="where to run, if not in runs/PROFILE")
+    run.add_argument(
+        "--notebooks", nargs="+", default=[], metavar="NN", help="only these, such as 03 04"
+    )
+    run.add_argument("--force", action="store_true", help="run again even if nothing has changed")
+
+    page = command("report", _report, "write a run's index.html again")
+    page.add_argument("run", help="a folder, or a name in runs/")
+
+    check = command("verify", _verify, "hash everything that a run recorded again")
+    check.add_argument("run", help="a folder, or a name in runs/")
+
+    pair = command("compare", _compare, "parameters and metrics of two runs side by side")
+    pair.add_argument("first", help="a folder, or a name in runs/")
+    pair.add_argument("second", help="another one")
+
+    toy = command("toy", _toy, "draw the toy data set")
+    toy.add_argument("out", type=Path, help="a folder to be made")
+
+    own = command("convert", _convert, "bring your own images and tags into VOC layout")
+    own.add_argument("images", type=Path, help="folder of the images")
+    own.add_argument("csv", type=Path, help="table with the columns file and tags")
+    own.add_argument("out", type=Path, help="a folder to be made")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

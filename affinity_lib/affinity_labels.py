@@ -1,0 +1,126 @@
+"""Confident areas of the CAMs, from which AffinityNet learns (section 3.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from affinity_lib.cam import resize, to_labels, with_background
+from affinity_lib.crf import CRFSettings, PairwiseCRF, map_images
+from affinity_lib.errors import InputError
+from affinity_lib.files import load_scores, missing
+from affinity_lib.segmentation_labels import enlarge, pixels
+from affinity_lib.voc import VOID, VOCData
+
+
+def confident_labels(
+    image: np.ndarray,
+    cams: Tensor,
+    tags: Sequence[int],
+    alpha_strong: float = 4,
+    alpha_weak: float = 24,
+    crf: CRFSettings | None = None,
+) -> np.ndarray:
+    """Label of each pixel whose class can be trusted, neutral elsewhere.
+
+    An object is trusted where its class wins even against the amplified background
+    (``alpha_strong``), the background where it wins even when weakened (``alpha_weak``), both
+    after dCRF.
+
+    Args:
+        image: (H, W, 3) uint8.
+        cams: (K, h, w) in [0, 1], of the tags present.
+        tags: the K labels, 1..C.
+        alpha_strong: exponent of Eq. 2 that amplifies the background.
+        alpha_weak: exponent that weakens it, larger than ``alpha_strong``.
+        crf: settings of the dCRF, or None for none.
+
+    Returns:
+        (H, W) uint8: 0 for trusted background, a tag for a trusted object, 255 for neutral.
+
+    Raises:
+        InputError: an exponent below 1, ``alpha_weak`` below ``alpha_strong``, or no CAM.
+
+    >>> cams = torch.tensor([[[1.0, 0.1, 0.0]]])
+    >>> confident_labels(np.zeros((1, 3, 3), np.uint8), cams, tags=[2]).tolist()
+    [[2, 255, 0]]
+    """
+    if not alpha_weak >= alpha_strong:
+        raise InputError(
+            f"alpha_weak weakens the background, so it must be >= alpha_strong: "
+            f"got {alpha_weak:g} < {alpha_strong:g}"
+        )
+    if len(cams) == 0:
+        raise InputError("an image without a tag has no confident areas: give it a tag")
+    refine = PairwiseCRF(image, crf) if crf is not None else np.asarray
+    cams = resize(cams, image.shape[:2])
+    strong, weak = (
+        to_labels(torch.from_numpy(refine(with_background(cams, alpha).numpy())), tags).numpy()
+        for alpha in (alpha_strong, alpha_weak)
+    )
+    labels = np.where(strong > 0, strong, VOID)
+    labels[weak == 0] = 0
+    return labels.astype(np.uint8)
+
+
+def write_confident_labels(
+    data: VOCData,
+    ids: Sequence[str],
+    cams: Path,
+    out: Path,
+    alpha_strong: float = 4,
+    alpha_weak: float = 24,
+    crf: CRFSettings | None = None,
+    crf_scale: float = 1.0,
+    workers: int | None = None,
+) -> None:
+    """Write ``confident_labels`` of each image that has none yet, over a process pool.
+
+    Args:
+        data: the data set.
+        ids: image ids.
+        cams: folder of ``ID.npz`` score files.
+        out: folder of the label maps, palette PNGs of the images' size.
+        alpha_strong, alpha_weak, crf: see ``confident_labels``.
+        crf_scale: factor on the image's size at which the dCRF runs.
+        workers: processes, None for one a core.
+    """
+    job = partial(_write, data, Path(cams), Path(out), alpha_strong, alpha_weak, crf, crf_scale)
+    map_images(job, missing(ids, out, "png"), workers=workers)
+
+
+def to_grid(labels: Tensor, size: tuple[int, int], num_labels: int) -> Tensor:
+    """Label maps on the coarse grid of the features: the label with the largest area of a cell.
+
+    Args:
+        labels: (B, H, W) integers, 0..C or 255.
+        size: height and width (h, w) of the grid.
+        num_labels: C + 1.
+
+    Returns:
+        (B, h, w) integers, 0..C or 255.
+
+    >>> labels = torch.tensor([[[1, 1, 255, 255], [1, 0, 255, 0]]])
+    >>> to_grid(labels, (1, 2), num_labels=2)
+    tensor([[[  1, 255]]])
+    """
+    if labels.shape[-2:] == tuple(size):
+        return labels
+    places = torch.where(labels == VOID, num_labels, labels).long()
+    share = F.adaptive_avg_pool2d(F.one_hot(places, num_labels + 1).movedim(-1, 1).float(), size)
+    winner = share.argmax(dim=1)
+    return torch.where(winner == num_labels, VOID, winner)
+
+
+def _write(data, cams, out, alpha_strong, alpha_weak, crf, crf_scale, image_id) -> None:
+    tags, maps = load_scores(cams / f"{image_id}.npz")
+    image = pixels(data, image_id, crf_scale)
+    labels = confident_labels(image, torch.from_numpy(maps), tags, alpha_strong, alpha_weak, crf)
+    width, height = data.image(image_id).size
+    data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))

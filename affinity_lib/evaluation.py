@@ -1,0 +1,223 @@
+"""The one evaluator: intersection over union of predicted and true labels (Sec. 5.1, 5.2).
+
+Everything that reads ground-truth masks to make a number goes through here, and each number says
+which split it is from, whether it used the images' tags, and what was chosen with masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from affinity_lib.errors import InputError
+from affinity_lib.voc import VOID, VOCData
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out, and under which conditions.
+
+    Attributes:
+        miou: mean of ``per_class``, in percent.
+        per_class: intersection over union in percent, by class name, of every label (background
+            too) that occurs in the truth or in the predictions.
+        pixel_accuracy: pixels with the right label, in percent of those that are not void.
+        split: the split the images are from.
+        num_images: how many there are.
+        uses_tags: whether the predictions knew the images' tags.
+        chosen_with: settings that were chosen by looking at masks, and the split of those masks,
+            e.g. ``{"alpha": "train"}``; empty if there are none.
+        crf: whether dCRF refined the predictions.
+    """
+
+    miou: float
+    per_class: dict[str, float]
+    pixel_accuracy: float
+    split: str
+    num_images: int
+    uses_tags: bool
+    chosen_with: dict[str, str] = field(default_factory=dict)
+    crf: bool = False
+
+    @classmethod
+    def from_confusion(
+        cls,
+        matrix: np.ndarray,
+        classes: Sequence[str],
+        *,
+        split: str,
+        num_images: int,
+        uses_tags: bool,
+        chosen_with: Mapping[str, str] | None = None,
+        crf: bool = False,
+    ) -> Evaluation:
+        """From a confusion matrix summed over images, e.g. one of many kept in a single pass.
+
+        Args:
+            matrix: (L, L) as of :func:`confusion`, L = 1 + number of classes.
+            classes: the class names, without background.
+
+        Raises:
+            InputError: the matrix does not fit the classes.
+
+        >>> result = Evaluation.from_confusion(
+        ...     np.array([[2, 1], [0, 1]]), ["cat"], split="val", num_images=1, uses_tags=False
+        ... )
+        >>> round(result.miou, 1), result.pixel_accuracy, result.statement()
+        (58.3, 75.0, 'val split, 1 image, no tags used, nothing chosen with masks, no dCRF')
+        """
+        names = ("background", *classes)
+        if matrix.shape != (len(names), len(names)):
+            raise InputError(
+                f"a confusion matrix of shape {matrix.shape} does not fit background and "
+                f"{len(classes)} classes"
+            )
+        per_class = {
+            name: float(value)
+            for name, value in zip(names, iou(matrix), strict=True)
+            if not np.isnan(value)
+        }
+        if not per_class:  # no mask, or nothing but void
+            per_class = dict.fromkeys(names, float("nan"))
+        return cls(
+            miou=float(np.mean(list(per_class.values()))),
+            per_class=per_class,
+            pixel_accuracy=float(100 * np.trace(matrix) / matrix.sum())
+            if matrix.any()
+            else math.nan,
+            split=split,
+            num_images=num_images,
+            uses_tags=uses_tags,
+            chosen_with=dict(chosen_with or {}),
+            crf=crf,
+        )
+
+    def statement(self) -> str:
+        """The conditions, to stand beside the number.
+
+        >>> Evaluation(48.0, {}, 80.0, "train", 400, True, {"alpha": "train"}).statement()
+        'train split, 400 images, tags used, alpha chosen with these masks, no dCRF'
+        """
+        if math.isnan(self.miou):
+            return f"{self.split} split, not evaluated: there are no masks"
+        by_split: dict[str, list[str]] = {}
+        for setting, split in self.chosen_with.items():
+            by_split.setdefault(split, []).append(setting)
+        chosen = [
+            f"{' and '.join(settings)} chosen with "
+            + ("these masks" if split == self.split else f"the masks of the {split} split")
+            for split, settings in by_split.items()
+        ]
+        parts = [
+            f"{self.split} split",
+            f"{self.num_images} image{'s' * (self.num_images != 1)}",
+            "tags used" if self.uses_tags else "no tags used",
+            *(chosen or ["nothing chosen with masks"]),
+            "dCRF" if self.crf else "no dCRF",
+        ]
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    data: VOCData,
+    ids: Iterable[str],
+    predict: Callable[[str], np.ndarray],
+    *,
+    split: str,
+    uses_tags: bool,
+    chosen_with: Mapping[str, str] | None = None,
+    crf: bool = False,
+) -> Evaluation:
+    """Compare predictions with the data set's masks.
+
+    Args:
+        data: where the masks are.
+        ids: the images to evaluate.
+        predict: image id -> labels (H, W) of the mask's size, 0..C.
+        split: the name of the split the ids are from.
+        uses_tags: whether ``predict`` knows the images' tags.
+        chosen_with: setting -> split whose masks it was chosen with, e.g. ``{"alpha": "train"}``.
+        crf: whether the predictions were refined by dCRF.
+
+    Raises:
+        InputError: no ids, a missing mask, a prediction of another size or with other labels.
+    """
+    ids = list(ids)
+    if not ids:
+        raise InputError(f"no image of the {split} split to evaluate: give at least one id")
+    num_labels = len(data.classes) + 1
+    total = np.zeros((num_labels, num_labels), dtype=np.int64)
+    for image_id in ids:
+        try:
+            total += confusion(data.mask(image_id), predict(image_id), num_labels)
+        except InputError as error:
+            raise InputError(f"image {image_id} cannot be evaluated: {error}") from error
+    return Evaluation.from_confusion(
+        total,
+        data.classes,
+        split=split,
+        num_images=len(ids),
+        uses_tags=uses_tags,
+        chosen_with=chosen_with,
+        crf=crf,
+    )
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
+    """Count pixels by true and predicted label; where the truth is void, nothing counts.
+
+    Args:
+        truth: (H, W), 0..num_labels - 1 or 255.
+        predicted: (H, W), 0..num_labels - 1 wherever the truth is not void.
+        num_labels: L, the classes and background.
+
+    Returns:
+        (L, L) int64; entry (i, j) counts pixels of true label i that were predicted as j.
+
+    Raises:
+        InputError: the shapes differ, or a label is out of range.
+
+    >>> confusion(np.array([[0, 0, 1, 255]]), np.array([[0, 1, 1, 1]]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.shape != predicted.shape:
+        raise InputError(
+            f"predicted labels of shape {predicted.shape} do not fit the true ones of shape "
+            f"{truth.shape}: resize the scores to the image before taking the labels"
+        )
+    counts = truth != VOID
+    truth, predicted = truth[counts].astype(np.int64), predicted[counts].astype(np.int64)
+    for name, labels in (("true", truth), ("predicted", predicted)):
+        if labels.size and not 0 <= labels.min() <= labels.max() < num_labels:
+            raise InputError(
+                f"{name} labels must be 0..{num_labels - 1} where the truth is not void, got "
+                f"{labels.min()}..{labels.max()}: set the truth to {VOID} where none counts"
+            )
+    pairs = np.bincount(truth * num_labels + predicted, minlength=num_labels**2)
+    return pairs.reshape(num_labels, num_labels)
+
+
+def iou(matrix: np.ndarray) -> np.ndarray:
+    """Intersection over union of each label, from a confusion matrix.
+
+    Args:
+        matrix: (L, L) counts, rows true and columns predicted.
+
+    Returns:
+        (L,) float64 in percent; NaN for a label that occurs in neither.
+
+    >>> iou(np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]])).round(1).tolist()
+    [66.7, 50.0, nan]
+    """
+    both = np.diag(matrix)
+    either = matrix.sum(0) + matrix.sum(1) - both
+    return np.divide(100.0 * both, either, out=np.full(len(both), np.nan), where=either > 0)

@@ -1,0 +1,248 @@
+"""Files that are whole or not there: everything a stage leaves behind is written aside and renamed.
+
+A run can be stopped at any moment. What has its final name is complete; what is not complete has
+a hidden name beside it and is removed when its writer fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from affinity_lib.errors import InputError
+
+
+@contextmanager
+def write_aside(path: str | Path) -> Iterator[Path]:
+    """Write under a temporary name in the same folder; rename over ``path`` on success.
+
+    The block gets a path that does not exist yet, with the suffix of ``path``, and makes a file
+    or a folder of it. If the block ends well, that takes the place of ``path`` in one step; a
+    folder can only take the place of nothing or of an empty folder. If the block raises, the
+    temporary is removed and ``path`` stays as it was.
+
+    Args:
+        path: the final name. Folders above it are made.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with write_aside(target) as aside:
+    ...     _ = aside.write_text("whole")
+    >>> target.read_text(), aside.exists()
+    ('whole', False)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _remove(aside)
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def save_json(path: str | Path, value: Any) -> None:
+    """Save a value as readable JSON; numpy and torch scalars become plain numbers.
+
+    Args:
+        path: the file.
+        value: dicts, lists, strings and finite numbers.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "metrics.json"
+    >>> save_json(file, {"table1": {"cam": np.float32(48.5)}})
+    >>> load_json(file)
+    {'table1': {'cam': 48.5}}
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    with write_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def load_json(path: str | Path) -> Any:
+    """Load what :func:`save_json` saved.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+
+    >>> load_json("nowhere.json")
+    Traceback (most recent call last):
+    affinity_lib.errors.InputError: nowhere.json is missing: run the step that writes it
+    """
+    path = _existing(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not JSON ({error}): remove it and run the step that writes it again"
+        ) from error
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Save named tensors (a ``state_dict``, cached features) as safetensors, no pickles.
+
+    Args:
+        path: the file, usually ``*.safetensors``.
+        tensors: name -> tensor of any shape and type, on any device.
+        metadata: name -> text, e.g. the class names beside the weights.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "weights.safetensors"
+    >>> save_tensors(file, {"bias": torch.zeros(3)}, {"classes": "cat dog cow"})
+    >>> load_tensors(file)
+    ({'bias': tensor([0., 0., 0.])}, {'classes': 'cat dog cow'})
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_aside(path) as aside:
+        save_file(ready, aside, metadata=dict(metadata or {}))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Load what :func:`save_tensors` saved, on the CPU.
+
+    Returns:
+        The tensors and the metadata, each by name.
+
+    Raises:
+        InputError: the file is missing, cut off or not safetensors.
+
+    >>> load_tensors("nowhere.safetensors")
+    Traceback (most recent call last):
+    affinity_lib.errors.InputError: nowhere.safetensors is missing: run the step that writes it
+    """
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): "
+            "remove it and run the step that writes it again"
+        ) from error
+
+
+def save_scores(path: str | Path, tags: Sequence[int], scores: np.ndarray | torch.Tensor) -> None:
+    """Save an image's score maps, for the tags present only, in half precision.
+
+    Args:
+        path: the file, usually ``*.npz``.
+        tags: K class numbers; 0 may stand for a background map.
+        scores: (K, h, w), one map a tag, within +-65504.
+
+    Raises:
+        InputError: the number of maps is not the number of tags, or a score is too large.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "cam.npz"
+    >>> save_scores(file, (3, 7), torch.ones(2, 4, 5))
+    >>> tags, scores = load_scores(file)
+    >>> tags.tolist(), scores.shape, scores.dtype
+    ([3, 7], (2, 4, 5), dtype('float32'))
+    """
+    if isinstance(scores, torch.Tensor):
+        scores = scores.detach().cpu().numpy()
+    if scores.ndim != 3 or len(scores) != len(tags):
+        raise InputError(
+            f"scores need one (h, w) map a tag, got shape {scores.shape} for {len(tags)} tags"
+        )
+    with np.errstate(over="ignore"):
+        half = scores.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise InputError(
+            f"scores must be finite and within +-65504 to be stored in half precision, "
+            f"got {scores.min():g} to {scores.max():g}: normalise them first"
+        )
+    with write_aside(path) as aside, aside.open("wb") as file:
+        np.savez(file, tags=np.asarray(tags, dtype=np.int64), scores=half)
+
+
+def load_scores(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load what :func:`save_scores` saved.
+
+    Returns:
+        tags, int64 (K,), and scores, float32 (K, h, w).
+
+    Raises:
+        InputError: the file is missing, cut off or holds something else.
+
+    >>> load_scores("nowhere.npz")
+    Traceback (most recent call last):
+    affinity_lib.errors.InputError: nowhere.npz is missing: run the step that writes it
+    """
+    path = _existing(path)
+    try:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+            return file["tags"], file["scores"].astype(np.float32)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} does not hold whole score maps ({error}): "
+            "remove it and run the step that writes it again"
+        ) from error
+
+
+def missing(ids: Sequence[str], folder: Path, suffix: str) -> list[str]:
+    """The ids that have no file in ``folder`` yet; makes the folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return [image_id for image_id in ids if not (Path(folder) / f"{image_id}.{suffix}").exists()]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open and decode an image in the mode its file has.
+
+    Raises:
+        InputError: the file is missing or does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: unpack the whole data set") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} does not decode as an image ({error}): get the file again or take it out"
+        ) from error
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run the step that writes it")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | torch.Tensor):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""What the networks look at: augmented images, or stored features of a frozen backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from affinity_lib.errors import InputError
+from affinity_lib.features import freeze
+from affinity_lib.files import load_tensors, missing, save_tensors
+from affinity_lib.transforms import TrainTransform, resize_long_side, to_tensor
+from affinity_lib.voc import VOID, VOCData
+
+
+class Inputs:
+    """Training samples and inference levels of a data set, for a backbone that learns or not.
+
+    With ``finetune="all"`` the backbone is trained and a sample is an augmented image. With
+    ``finetune="head"`` it stays as it is, its levels are computed once an image and stored, and
+    a sample is a random crop and flip of these levels.
+
+    Args:
+        data: the data set.
+        backbone: frozen in place with ``finetune="head"``.
+        finetune: ``"all"`` or ``"head"``.
+        long_side: longer side in pixels that images are brought to for inference and for stored
+            levels; 0 leaves them as they are.
+        folder: where levels are stored, in a folder of their own for each state of the backbone.
+
+    Raises:
+        InputError: another ``finetune``, or ``"head"`` without a folder.
+    """
+
+    def __init__(
+        self,
+        data: VOCData,
+        backbone: nn.Module,
+        finetune: str = "all",
+        long_side: int = 0,
+        folder: Path | None = None,
+    ):
+        if finetune not in ("all", "head"):
+            raise InputError(f"finetune must be all or head, got {finetune!r}")
+        self.data, self.backbone, self.long_side = data, backbone, long_side
+        self.folder = None
+        self._kept: dict[str, list[Tensor]] = {}  # levels in half precision, read once
+        if finetune == "head":
+            if folder is None:
+                raise InputError("finetune=head stores the backbone's levels: give their folder")
+            self.folder = Path(folder) / _digest(backbone, long_side, data.root)
+            freeze(backbone, up_to=None)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the backbone is frozen and its levels are stored."""
+        return self.folder is not None
+
+    def image(self, image_id: str) -> Tensor:
+        """The image as a network takes it, (3, H, W)."""
+        image = resize_long_side(self.data.image(image_id), self.long_side)
+        return to_tensor(image, self.backbone.mean, self.backbone.std)
+
+    @torch.inference_mode()
+    def store(self, ids: Sequence[str]) -> None:
+        """Compute and store the levels of the images that have none yet (frozen backbone only)."""
+        todo = missing(ids, self.folder, "safetensors") if self.stored else []
+        if todo:
+            self.backbone.eval().to(memory_format=torch.channels_last)
+        for image_id in todo:
+            image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
+            levels = self.backbone.levels(image.to(_device(self.backbone)))
+            named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}
+            save_tensors(self._path(image_id), named)
+
+    def levels(self, image_id: str, backbone: nn.Module) -> list[Tensor]:
+        """The three levels of one image, each (1, c, h, w): stored, or seen by ``backbone``."""
+        device = _device(backbone)
+        if self.stored:
+            return [level.to(device) for level in self.stored_levels(image_id)]
+        return list(backbone.levels(self.image(image_id)[None].to(device)))
+
+    def stored_levels(self, image_id: str) -> list[Tensor]:
+        """The stored levels of one image on the CPU, each (1, c, h, w)."""
+        if image_id not in self._kept:
+            self.store([image_id])
+            tensors, _ = load_tensors(self._path(image_id))
+            self._kept[image_id] = [tensors[str(k)][None] for k in range(3)]
+        return [level.float() for level in self._kept[image_id]]
+
+    def samples(
+        self,
+        ids: Sequence[str],
+        crop: int,
+        tags: bool = False,
+        labels: Callable[[str], np.ndarray] | None = None,
+        scale: tuple[float, float] | None = None,
+        jitter: bool = True,
+    ) -> Dataset:
+        """Training samples: (image or levels, tags or labels) of each id.
+
+        Args:
+            ids: image ids.
+            crop: side of the random square crop in pixels of the network's input.
+            tags: targets are the tags, a multi-hot vector (C,).
+            labels: otherwise, targets are label maps: a function from id to (H, W) uint8 at the
+                size of the original image.
+            scale: smallest and largest random scale of images.
+            jitter: change the colours of images at random.
+        """
+        if tags == (labels is not None):
+            raise InputError("a sample needs either tags or labels as its target")
+        if crop < 1:
+            raise InputError(f"crop must be >= 1 pixel, got {crop}")
+        if self.stored:
+            self.store(ids)
+            return _LevelSamples(self, ids, crop, labels)
+        transform = TrainTransform(
+            crop, self.backbone.mean, self.backbone.std, scale=scale, jitter=jitter
+        )
+        return _ImageSamples(self, ids, labels, transform)
+
+    def _path(self, image_id: str) -> Path:
+        return self.folder / f"{image_id}.safetensors"
+
+
+def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
+    """The model's output for a batch of images, or for a batch of stored levels."""
+    return model(seen) if isinstance(seen, Tensor) else model.from_levels(seen)
+
+
+class _ImageSamples(Dataset):
+    def __init__(self, inputs: Inputs, ids, labels, transform: TrainTransform):
+        self.inputs, self.ids, self.labels = inputs, list(ids), labels
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, k: int):
+        image_id = self.ids[k]
+        data, side = self.inputs.data, self.inputs.long_side
+        image = resize_long_side(data.image(image_id), side)
+        if self.labels is None:
+            return self.transform(image)[0], data.multi_hot([image_id])[0]
+        labels = np.asarray(resize_long_side(self.labels(image_id), side))
+        return self.transform(image, labels)
+
+
+class _LevelSamples(Dataset):
+    """Random crops and flips of stored levels; labels at ``stride`` pixels a cell follow."""
+
+    def __init__(self, inputs: Inputs, ids, crop, labels):
+        self.inputs, self.ids, self.labels = inputs, list(ids), labels
+        self.stride = inputs.backbone.output_stride
+        self.cells = max(crop // self.stride, 1)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, k: int):
+        image_id = self.ids[k]
+        levels = self.inputs.stored_levels(image_id)
+        height, width = levels[0].shape[-2:]
+        top, left = (_offset(size, self.cells) for size in (height, width))
+        flip = bool(torch.rand(()) < 0.5)
+        levels = [_crop(x[0], top, left, self.cells, flip, 0) for x in levels]
+        if self.labels is None:
+            return levels, self.inputs.data.multi_hot([image_id])[0]
+        labels = torch.from_numpy(np.array(self.labels(image_id))).float()[None, None]
+        s = self.stride
+        labels = F.interpolate(labels, (height * s, width * s), mode="nearest-exact")[0].long()
+        return levels, _crop(labels, top * s, left * s, self.cells * s, flip, VOID)[0]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _digest(backbone: nn.Module, long_side: int, root: Path) -> str:
+    """What stored levels depend on, as a folder's name."""
+    digest = hashlib.sha256(f"{backbone.output_stride} {long_side} {root.absolute()}".encode())
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _offset(size: int, crop: int) -> int:
+    room = size - crop
+    low, high = min(room, 0), max(room, 0)
+    return int(torch.randint(low, high + 1, ()))
+
+
+def _crop(x: Tensor, top: int, left: int, size: int, flip: bool, fill: float) -> Tensor:
+    height, width = x.shape[-2:]
+    pad = (-left, left + size - width, -top, top + size - height)  # negative padding crops
+    x = F.pad(x, pad, value=fill)
+    return x.flip(-1) if flip else x

@@ -1,0 +1,240 @@
+"""The figures of the notebooks: one palette, one layout, one line a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from affinity_lib.affinity import PairLabels
+from affinity_lib.voc import VOID
+
+SCORES = "cividis"  # readable with any colour vision and in grey
+NEUTRAL = (0.80, 0.80, 0.80)
+PAIRS = ListedColormap(["#d9d9d9", "#56b4e9", "#0072b2", "#e69f00"])  # Okabe and Ito's palette
+PAIR_NAMES = ("left out", "background pair", "foreground pair", "negative pair")
+plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10})
+
+
+def show(
+    rows: Sequence[Sequence],
+    titles: Sequence[str] = (),
+    colors: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    size: float = 2.0,
+) -> Figure:
+    """A grid of pictures, each drawn as what it is.
+
+    Args:
+        rows: lists of panels: (H, W, 3) uint8 is a photograph, (H, W) integers are labels,
+            (H, W) floats are scores in [0, 1], None stays empty.
+        titles: of the columns.
+        colors: (C + 1, 3) uint8, for label panels.
+        names: class names 1..C; those that occur are listed below the grid.
+        row_titles: of the rows, at the left.
+        size: of a panel in inches.
+    """
+    columns = max(len(row) for row in rows)
+    legend = 0.35 if names else 0.0
+    shape = (size * columns, size * len(rows) + 0.3 + legend)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=shape, squeeze=False, layout="constrained"
+    )
+    seen: set[int] = set()
+    for r, row in enumerate(rows):
+        for c in range(columns):
+            axis = axes[r][c]
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+            panel = row[c] if c < len(row) else None
+            if panel is not None:
+                panel = np.asarray(panel)
+                seen |= _draw(axis, panel, colors)
+            if r == 0 and c < len(titles):
+                axis.set_title(titles[c], fontsize=10)
+            if c == 0 and r < len(row_titles):
+                axis.set_ylabel(row_titles[r], fontsize=10)
+    if names:
+        _legend(figure, seen, colors, names)
+    plt.show()
+    return figure
+
+
+def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Label map (H, W) as RGB (H, W, 3) uint8; void and neutral pixels are light grey.
+
+    >>> colors = np.array([[0, 0, 0], [128, 0, 0]], np.uint8)
+    >>> colorize(np.array([[1, 255]]), colors).tolist()
+    [[[128, 0, 0], [204, 204, 204]]]
+    """
+    table = np.full((256, 3), np.round(np.array(NEUTRAL) * 255), np.uint8)
+    table[: len(colors)] = colors
+    return table[labels.astype(np.uint8)]
+
+
+def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np.ndarray:
+    """Scores (H, W) in [0, 1] laid over an image (H, W, 3) uint8."""
+    heat = plt.get_cmap(SCORES)(np.clip(np.asarray(scores), 0, 1))[..., :3] * 255
+    return np.round(image * (1 - strength) + heat * strength).astype(np.uint8)
+
+
+def curve(history: Sequence[float], title: str) -> Figure:
+    """Loss against epochs."""
+    figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
+    axis.plot(range(1, len(history) + 1), history, color="#0072b2", marker="o", markersize=3)
+    axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0, None))
+    axis.grid(alpha=0.3)
+    plt.show()
+    return figure
+
+
+def neighbourhood(values: Tensor, offsets: Tensor, y: int, x: int, center: float = 1.0) -> Tensor:
+    """Values of all pairs of one pixel as a small square around it.
+
+    Args:
+        values: (K, h, w), one map an offset, as ``affinities`` gives.
+        offsets: (K, 2), the half plane.
+        y, x: the pixel.
+        center: value of the pixel with itself.
+
+    Returns:
+        (2r + 1, 2r + 1) float; NaN where there is no pair.
+
+    >>> offsets = torch.tensor([[0, 1]])
+    >>> neighbourhood(torch.tensor([[[0.25, 0.5, 0.0]]]), offsets, 0, 1)[1].tolist()
+    [0.25, 1.0, 0.5]
+    """
+    height, width = values.shape[-2:]
+    radius = int(offsets.abs().max())
+    square = torch.full((2 * radius + 1, 2 * radius + 1), float("nan"))
+    square[radius, radius] = center
+    for k, (dy, dx) in enumerate(offsets.tolist()):
+        if 0 <= y + dy < height and 0 <= x + dx < width:
+            square[radius + dy, radius + dx] = float(values[k, y, x])
+        if 0 <= y - dy < height and 0 <= x - dx < width:
+            square[radius - dy, radius - dx] = float(values[k, y - dy, x - dx])
+    return square
+
+
+def pairs_around(pairs: PairLabels, offsets: Tensor, y: int, x: int, axis: Axes) -> None:
+    """The pairs of one pixel of the first image of a batch, coloured by their label."""
+    kinds = sum(k * mask[0].float() for k, mask in enumerate(pairs, start=1))
+    square = neighbourhood(kinds, offsets, y, x, center=float("nan"))
+    axis.imshow(square.numpy(), cmap=PAIRS, vmin=-0.5, vmax=3.5)
+    radius = len(square) // 2
+    axis.plot(radius, radius, marker="*", color="black", markersize=12)
+    axis.set(xticks=[], yticks=[])
+    handles = [Patch(color=PAIRS(k), label=name) for k, name in enumerate(PAIR_NAMES)]
+    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def feature_edges(features: Tensor) -> Tensor:
+    """Edges of a feature map (Fig. 5d): mean L1 distance of each cell to its right and lower one.
+
+    Args:
+        features: (D, h, w).
+
+    Returns:
+        (h, w) in [0, 1], divided by the maximum.
+    """
+    edges = torch.zeros(features.shape[1:])
+    edges[:, :-1] += (features[:, :, 1:] - features[:, :, :-1]).abs().mean(0)
+    edges[:-1] += (features[:, 1:] - features[:, :-1]).abs().mean(0)
+    return edges / edges.max().clamp(min=1e-12)
+
+
+def bars(per_class: dict[str, dict[str, float]], title: str) -> Figure:
+    """IoU of every class, a group of bars a class, one bar a method.
+
+    Args:
+        per_class: method -> {class name: IoU in percent}; a class may miss, it gets no bar.
+        title: of the figure.
+    """
+    names = list(dict.fromkeys(name for values in per_class.values() for name in values))
+    figure, axis = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+    width = 0.8 / len(per_class)
+    palette = ["#999999", "#56b4e9", "#0072b2", "#e69f00"]
+    for k, (method, values) in enumerate(per_class.items()):
+        places = np.arange(len(names)) + (k - (len(per_class) - 1) / 2) * width
+        heights = [values.get(name, float("nan")) for name in names]
+        axis.bar(places, heights, width, label=method, color=palette[k % 4])
+    axis.set_xticks(range(len(names)), names)
+    axis.set(ylabel="IoU in percent", ylim=(0, 100), title=title)
+    axis.legend(frameon=False, ncols=len(per_class), loc="upper right")
+    plt.show()
+    return figure
+
+
+def pipeline() -> Figure:
+    """The stages of the method, what goes in and what comes out (after Fig. 1)."""
+    stages = [
+        ("images\nand tags", "given", 0),
+        ("class activation\nmaps", "notebook 1", 1),
+        ("affinity\nlabels", "notebook 2", 2),
+        ("AffinityNet", "notebook 3", 2),
+        ("random walk", "notebook 4", 1),
+        ("segmentation\nlabels", "notebook 5", 1),
+        ("segmentation\nnetwork", "notebook 6", 2),
+    ]
+    fills = ("#f0f0f0", "#cfe6f5", "#fbe3b9")
+    figure, axis = plt.subplots(figsize=(9.5, 1.7), layout="constrained")
+    for k, (name, where, kind) in enumerate(stages):
+        box = {"boxstyle": "round,pad=0.45", "facecolor": fills[kind], "edgecolor": "#555555"}
+        axis.text(k, 0, name, ha="center", va="center", fontsize=9, bbox=box)
+        axis.text(k, -0.78, where, ha="center", va="center", fontsize=8, color="#555555")
+        if k:
+            arrow = {"arrowstyle": "->", "color": "#555555"}
+            axis.annotate("", (k - 0.43, 0), (k - 0.57, 0), arrowprops=arrow)
+    curve_to = {"arrowstyle": "->", "color": "#0072b2", "connectionstyle": "arc3,rad=-0.28"}
+    axis.annotate("", (4, 0.42), (1, 0.42), arrowprops=curve_to)
+    axis.text(2.5, 1.12, "the maps that walk", ha="center", fontsize=8, color="#0072b2")
+    axis.set(xlim=(-0.6, 6.6), ylim=(-1, 1.35))
+    axis.axis("off")
+    plt.show()
+    return figure
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A markdown table; floats get one decimal.
+
+    >>> print(markdown_table(["method", "mIoU"], [["CAM", 48.04]]))
+    | method | mIoU |
+    |---|---|
+    | CAM | 48.0 |
+    """
+
+    def cell(value) -> str:
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+    lines = [list(header), ["---"] * len(header), *rows]
+    text = ["| " + " | ".join(cell(v) for v in line) + " |" for line in lines]
+    text[1] = text[1].replace(" ", "")
+    return "\n".join(text)
+
+
+def _draw(axis: Axes, panel: np.ndarray, colors: np.ndarray | None) -> set[int]:
+    if panel.ndim == 3:
+        axis.imshow(panel)
+        return set()
+    if np.issubdtype(panel.dtype, np.integer):
+        axis.imshow(colorize(panel, colors), interpolation="nearest")
+        return {int(v) for v in np.unique(panel)}
+    axis.imshow(panel, cmap=SCORES, vmin=0, vmax=1, interpolation="nearest")
+    return set()
+
+
+def _legend(figure: Figure, seen: set[int], colors: np.ndarray, names: Sequence[str]) -> None:
+    handles = [
+        Patch(color=colors[k] / 255, label=("background", *names)[k]) for k in sorted(seen - {VOID})
+    ]
+    if VOID in seen:
+        handles.append(Patch(color=NEUTRAL, label="neutral or void"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)

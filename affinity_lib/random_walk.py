@@ -1,0 +1,297 @@
+"""Propagation of CAMs by a random walk over the semantic affinities (Sec. 3.3, Eq. 11-12)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binom
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from affinity_lib.affinity import check_offsets, flat_shifts, pair_slices, pairs_inside
+from affinity_lib.errors import InputError
+
+METHODS = ("chebyshev", "sparse", "dense")
+
+
+def random_walk(
+    cams: Tensor,
+    affinity: Tensor,
+    offsets: Tensor,
+    beta: float = 8,
+    t: int = 256,
+    method: str | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Walk ``t`` steps from every pixel: vec(M*) = T^t vec(M) (Eq. 12).
+
+    Only the maps passed are walked, so pass those of the tags present. Differentiable with
+    respect to ``cams`` and ``affinity``.
+
+    Args:
+        cams: score maps M, shape (K, H, W) or (B, K, H, W).
+        affinity: W of Eq. 3, shape (P, H, W) or (B, P, H, W), from `affinity.affinities`; values
+            whose second pixel is outside of the map are ignored.
+        offsets: (P, 2) from `affinity.half_plane_offsets`.
+        beta: Hadamard power of W, > 0; larger is more conservative (Eq. 11).
+        t: number of steps, any integer >= 0.
+        method: "chebyshev" (about sqrt(2 t ln(2 / eps)) sparse products), "sparse" (t products)
+            or "dense" (squarings of the n x n matrix, for small maps); None takes "chebyshev" for
+            t >= 32 and "sparse" below.
+        eps: the weight of the Chebyshev terms that are left out, in (0, 1).
+
+    Returns:
+        The walked maps, shape and type of ``cams``.
+
+    Raises:
+        InputError: a shape, a type or a setting does not fit.
+
+    >>> from affinity_lib.affinity import half_plane_offsets
+    >>> offsets = half_plane_offsets(2)
+    >>> cams = torch.zeros(1, 3, 3)
+    >>> cams[0, 1, 1] = 1
+    >>> random_walk(cams, torch.ones(4, 3, 3), offsets, t=1).round(decimals=3)[0, 1].tolist()
+    [0.16699999570846558, 0.11100000143051147, 0.16699999570846558]
+    """
+    if method is None:
+        method = "chebyshev" if t >= 32 else "sparse"
+    if method not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if t < 0 or t != int(t):
+        raise InputError(f"t must be a whole number of steps >= 0 (Eq. 12), got {t}")
+    if not 0 < eps < 1:
+        raise InputError(f"eps must be between 0 and 1, got {eps}")
+    _check(affinity, offsets, beta)
+    sizes = [(tensor.ndim, tensor.shape[:-3], tensor.shape[-2:]) for tensor in (cams, affinity)]
+    if sizes[0] != sizes[1] or not cams.is_floating_point():
+        raise InputError(
+            f"cams must be floating point (K, H, W), or (B, K, H, W), with the map size and batch "
+            f"of the affinity {tuple(affinity.shape)}, got {cams.dtype} {tuple(cams.shape)}"
+        )
+    if method == "dense":
+        matrix = torch.linalg.matrix_power(transition_matrix(affinity, offsets, beta), int(t))
+        return (cams.flatten(-2).to(matrix.dtype) @ matrix.mT).view(cams.shape).to(cams.dtype)
+    if t == 0:
+        return cams.clone()
+    if method == "chebyshev":
+        coefficients = chebyshev_coefficients(int(t), eps)
+    else:
+        coefficients = np.zeros(int(t) + 1)
+        coefficients[-1] = 1
+    maps = cams.to(_working_type(cams, affinity)).movedim(-3, 0)
+    edges, degree, shifts = _symmetric_form(affinity, offsets, beta, maps.dtype)
+    root = degree.sqrt()
+    walked = _Polynomial.apply(
+        maps.flatten(1) * root, edges, 1 / degree, shifts, coefficients, method == "chebyshev"
+    )
+    walked = (walked / root).view(maps.shape).movedim(0, -3)
+    return walked.to(cams.dtype).contiguous()
+
+
+def transition_matrix(affinity: Tensor, offsets: Tensor, beta: float = 8) -> Tensor:
+    """The dense transition matrix T = D^-1 W^beta (Eq. 11), for maps of a few thousand pixels.
+
+    Args:
+        affinity: W of Eq. 3, shape (P, H, W) or (B, P, H, W).
+        offsets: (P, 2) from `affinity.half_plane_offsets`.
+        beta: Hadamard power, > 0.
+
+    Returns:
+        T, shape (n, n) or (B, n, n) with n = H W; pixels in row-major order, rows sum to one.
+
+    Raises:
+        InputError: a shape, a type or ``beta`` does not fit.
+
+    >>> transition_matrix(torch.tensor([[[0.5, 0.0]]]), torch.tensor([[0, 1]]), beta=1)
+    tensor([[0.6667, 0.3333],
+            [0.3333, 0.6667]])
+    """
+    _check(affinity, offsets, beta)
+    height, width = affinity.shape[-2:]
+    index = torch.arange(height * width, device=affinity.device).view(height, width)
+    matrix = torch.eye(index.numel(), dtype=affinity.dtype, device=affinity.device)
+    matrix = matrix.expand(*affinity.shape[:-3], -1, -1).clone()
+    for k, (dy, dx) in enumerate(offsets.tolist()):
+        first, second = pair_slices(dy, dx, height, width)
+        values = affinity[..., k, :, :][first].flatten(-2) ** beta
+        i, j = index[first].flatten(), index[second].flatten()
+        matrix[..., i, j] = values
+        matrix[..., j, i] = values
+    return matrix / matrix.sum(-1, keepdim=True)
+
+
+def chebyshev_coefficients(t: int, eps: float = 1e-5) -> np.ndarray:
+    """Coefficients of x^t = sum_k c_k T_k(x) on [-1, 1], cut where the rest is below ``eps``.
+
+    c_k = 2 binomial(t, (t - k) / 2) / 2^t for k > 0 of the parity of t, half of that for k = 0.
+    They sum to one, so that a constant map stays as it is.
+
+    >>> chebyshev_coefficients(3).round(2).tolist()
+    [0.0, 0.75, 0.0, 0.25]
+    >>> len(chebyshev_coefficients(256))
+    71
+    """
+    degree = np.arange(t + 1)
+    coefficients = np.where((t - degree) % 2 == 0, 2 * binom.pmf((t - degree) // 2, t, 0.5), 0.0)
+    if t % 2 == 0:
+        coefficients[0] /= 2
+    rest = np.cumsum(coefficients[::-1])[::-1]
+    kept = coefficients[: np.count_nonzero(rest >= eps)]
+    return kept / kept.sum()
+
+
+def _check(affinity: Tensor, offsets: Tensor, beta: float) -> None:
+    check_offsets(offsets)
+    if affinity.ndim not in (3, 4) or affinity.shape[-3] != len(offsets):
+        raise InputError(
+            f"affinity must be (P, H, W) or (B, P, H, W) with P = {len(offsets)} offsets, got "
+            f"{tuple(affinity.shape)}"
+        )
+    if not 0 < beta < math.inf:
+        raise InputError(f"beta must be > 0 (Eq. 11), got {beta}")
+    if not affinity.amin() >= 0:
+        raise InputError("affinity must be >= 0 everywhere (Eq. 3), got a negative or NaN value")
+
+
+def _working_type(cams: Tensor, affinity: Tensor) -> torch.dtype:
+    """float64 on the CPU: in float32 the rows of T miss one by 3e-8, 256 times in one direction."""
+    if cams.device.type == "cpu":
+        return torch.float64
+    return torch.promote_types(torch.promote_types(cams.dtype, affinity.dtype), torch.float32)
+
+
+def _symmetric_form(
+    affinity: Tensor, offsets: Tensor, beta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, list[int]]:
+    """S = D^-1/2 W^beta D^-1/2, which is similar to T: T = D^-1/2 S D^1/2.
+
+    The maps of a batch are laid end to end, N = B H W pixels in a row, so that the neighbours with
+    one offset are all one shift apart.
+
+    Returns:
+        The entries of S at (i, i + shift), shape (P, N), zero where there is no pair; the degrees
+        D (N,), one over the diagonal of S; the P shifts.
+    """
+    height, width = affinity.shape[-2:]
+    pairs = flat_shifts(offsets, height, width)
+    kept, shifts = [k for k, _ in pairs], [shift for _, shift in pairs]
+    inside = pairs_inside(offsets, height, width).to(affinity.device)[kept]
+    weights = affinity if len(kept) == len(offsets) else affinity[..., kept, :, :]
+    weights = (weights.masked_fill(~inside, 1).to(dtype) ** beta).masked_fill_(~inside, 0)
+    weights = weights.movedim(-3, 0).flatten(1)
+    degree = 1 + weights.sum(0)
+    for weight, shift in zip(weights, shifts, strict=True):
+        degree[shift:] += weight[:-shift]
+    if not shifts:
+        return weights, degree, shifts
+    scale = degree.rsqrt()
+    padded = F.pad(scale, (0, max(shifts)))
+    edges = [
+        weight * scale * padded[shift : shift + scale.numel()]
+        for weight, shift in zip(weights, shifts, strict=True)
+    ]
+    return torch.stack(edges), degree, shifts
+
+
+def _multiplier(edges: Tensor, stay: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
+    """The function that multiplies maps (K, N) with S: by rows where MKL is there, else by shifts.
+
+    Rows read the matrix once for all maps and keep their pace when it outgrows the cache. Shifted
+    views run on any device.
+    """
+    if stay.device.type == "cpu" and torch.backends.mkl.is_available():
+        matrix = _rows(edges, stay, shifts)
+        return lambda maps: (matrix @ maps.T).T
+    return partial(_shifted_product, edges, stay, shifts)
+
+
+def _rows(edges: Tensor, stay: Tensor, shifts: list[int]) -> Tensor:
+    """S as a sparse matrix (CSR) whose rows have one place for each diagonal.
+
+    Places outside of the matrix hold a zero in its first or last column.
+    """
+    count = stay.numel()
+    distances = sorted({0, *shifts, *(-shift for shift in shifts)})
+    values = stay.new_zeros(count, len(distances))
+    values[:, distances.index(0)] = stay
+    for edge, shift in zip(edges, shifts, strict=True):  # narrow maps have equal shifts
+        values[:, distances.index(shift)] += edge
+        values[shift:, distances.index(-shift)] += edge[:-shift]
+    columns = torch.arange(count, dtype=torch.int32)[:, None] + torch.tensor(distances).int()
+    starts = torch.arange(0, values.numel() + 1, len(distances), dtype=torch.int32)
+    places = columns.clamp_(0, count - 1).flatten()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its sparse tensors beta, once a process
+        return torch.sparse_csr_tensor(starts, places, values.flatten(), (count, count))
+
+
+def _shifted_product(edges: Tensor, stay: Tensor, shifts: list[int], maps: Tensor) -> Tensor:
+    total = maps * stay
+    for edge, shift in zip(edges, shifts, strict=True):
+        total[:, :-shift].addcmul_(maps[:, shift:], edge[:-shift])
+        total[:, shift:].addcmul_(maps[:, :-shift], edge[:-shift])
+    return total
+
+
+class _Polynomial(torch.autograd.Function):
+    """sum_k c_k X_k with X_0 = maps and X_k = S X_(k-1), or X_k = T_k(S) X_0 by the recurrence
+    T_(k+1) = 2 S T_k - T_(k-1) of the Chebyshev polynomials."""
+
+    @staticmethod
+    def forward(ctx, maps, edges, stay, shifts, coefficients, chebyshev):
+        ctx.save_for_backward(maps, edges, stay)
+        ctx.settings = shifts, coefficients, chebyshev
+        multiply = _multiplier(edges, stay, shifts)
+        return _sum(coefficients, _terms(multiply, maps, len(coefficients), chebyshev))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        maps, edges, stay = ctx.saved_tensors
+        shifts, coefficients, chebyshev = ctx.settings
+        multiply, length = _multiplier(edges, stay, shifts), len(coefficients)
+        if not any(ctx.needs_input_grad[1:3]):  # S is symmetric
+            return _sum(coefficients, _terms(multiply, grad, length, chebyshev)), *(None,) * 5
+        terms = torch.stack(list(_terms(multiply, maps, length, chebyshev)))
+        adjoint = torch.zeros(length + 2, *maps.shape, dtype=maps.dtype, device=maps.device)
+        for k in reversed(range(length)):
+            factor = 2 if chebyshev and k else 1
+            adjoint[k] = coefficients[k] * grad + factor * multiply(adjoint[k + 1])
+            if chebyshev:
+                adjoint[k] -= adjoint[k + 2]
+        grad_maps = adjoint[0].clone()
+        left, right = adjoint[1:length].flatten(0, 1), terms[:-1].flatten(0, 1)
+        if chebyshev:
+            adjoint[2:] *= 2
+        grad_edges = torch.zeros_like(edges)
+        for row, shift in zip(grad_edges, shifts, strict=True):
+            row[:-shift] = (left[:, :-shift] * right[:, shift:]).sum(0)
+            row[:-shift] += (left[:, shift:] * right[:, :-shift]).sum(0)
+        return grad_maps, grad_edges, (left * right).sum(0), None, None, None
+
+
+def _terms(
+    multiply: Callable[[Tensor], Tensor], maps: Tensor, length: int, chebyshev: bool
+) -> Iterator[Tensor]:
+    previous, current = None, maps
+    yield current
+    for _ in range(length - 1):
+        following = multiply(current)
+        if chebyshev and previous is not None:
+            following.mul_(2).sub_(previous)
+        previous, current = current, following
+        yield current
+
+
+def _sum(coefficients: np.ndarray, terms: Iterator[Tensor]) -> Tensor:
+    total = None
+    for coefficient, term in zip(coefficients.tolist(), terms, strict=True):
+        if coefficient:
+            total = coefficient * term if total is None else total.add_(term, alpha=coefficient)
+    return total

@@ -1,0 +1,159 @@
+"""Where a run keeps its things: ``runs/PROFILE/``, one folder a stage, named like its notebook."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affinity_lib.errors import InputError
+from affinity_lib.files import load_json, save_json
+
+NOTE = "made_with.json"
+
+
+def find_root() -> Path:
+    """The project's folder: the nearest one upwards with ``pyproject.toml`` and ``notebooks/``.
+
+    papermill runs a notebook in the caller's folder, Jupyter and nbval in the notebook's; both
+    are inside the project. From elsewhere it is the checkout that the package is imported from.
+
+    Raises:
+        InputError: neither the current folder nor the package lies in the project.
+
+    >>> (find_root() / "notebooks").is_dir()
+    True
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise InputError(f"{here} is not inside the project: change to the project's folder first")
+
+
+class Run:
+    """One run of the notebooks with one profile.
+
+    Args:
+        profile: the profile's name; the run lives in ``runs/PROFILE`` of the project.
+        run_dir: another folder for the run; relative ones start at the project's folder.
+
+    >>> import tempfile
+    >>> run = Run("toy", run_dir=tempfile.mkdtemp())
+    >>> run.save_metrics("04_random_walk", {"table1": {"rw": 58.1}})
+    >>> run.metrics("04_random_walk")
+    {'table1': {'rw': 58.1}}
+    """
+
+    def __init__(self, profile: str = "toy", run_dir: str | Path = "") -> None:
+        if profile in ("", "..") or Path(profile).name != profile:
+            raise InputError(f"profile must be a plain name such as toy, got {profile!r}")
+        self.profile = profile
+        path = Path(run_dir).expanduser() if run_dir else Path("runs", profile)
+        self.path = path if path.is_absolute() else find_root() / path
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, made if need be; ``name`` is the notebook's stem."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def folder(self, stage: str, name: str, **made_with: Any) -> Path:
+        """A folder of results that are worth keeping only while they are made in the same way.
+
+        What they are made with is noted in the folder. Called again with the same, the folder
+        is as it was, so that work goes on where it stopped; with anything else, it is emptied.
+
+        Args:
+            stage: the stem of the notebook.
+            name: of the folder.
+            made_with: settings, as plain values; a path stands for what the file holds, or for
+                what its folder is made with.
+
+        >>> import tempfile
+        >>> run = Run("toy", run_dir=tempfile.mkdtemp())
+        >>> (run.folder("04_random_walk", "walked", beta=8) / "a.npz").touch()
+        >>> (run.folder("04_random_walk", "walked", beta=8) / "a.npz").exists()
+        True
+        >>> (run.folder("04_random_walk", "walked", beta=4) / "a.npz").exists()
+        False
+        """
+        folder = self.path / stage / name
+        note = {key: _fingerprint(value) for key, value in sorted(made_with.items())}
+        if (folder / NOTE).exists() and load_json(folder / NOTE) == note:
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        save_json(folder / NOTE, note)
+        return folder
+
+    def require(self, stage: str, file: str) -> Path:
+        """The path of what an earlier stage made.
+
+        Args:
+            stage: the stem of the notebook that makes it.
+            file: name of a file or folder in that stage's folder.
+
+        Raises:
+            InputError: it is not there yet, or is an empty folder; names the notebook to run.
+        """
+        path = self.path / stage / file
+        if not path.exists() or (path.is_dir() and not any(p.name != NOTE for p in path.iterdir())):
+            raise InputError(
+                f"{path} is missing: run notebooks/{stage}.ipynb with the profile "
+                f"{self.profile} first"
+            )
+        return path
+
+    def save_metrics(self, stage: str, metrics: dict[str, Any]) -> None:
+        """Save a stage's numbers as its ``metrics.json``, whole or not at all; NaN becomes null."""
+        save_json(self.path / stage / "metrics.json", _without_nan(metrics))
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """The numbers that a stage saved.
+
+        Raises:
+            InputError: the stage has not run; names the notebook.
+        """
+        return load_json(self.require(stage, "metrics.json"))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, Path):
+        value = value / NOTE if value.is_dir() else value
+        return hashlib.sha256(value.read_bytes()).hexdigest()
+    return json.loads(json.dumps(value))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        InputError: the name is unknown or this machine has no such device.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {name!r} is not available on this machine: use auto or cpu"
+        ) from error
+    return device

@@ -1,0 +1,115 @@
+"""The segmentation network that is trained on the synthesized labels (sections 3.4 and 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from affinity_lib.crf import CRFSettings, dense_crf
+from affinity_lib.inputs import Inputs
+from affinity_lib.voc import VOID
+
+
+class SegmentationNet(nn.Module):
+    """A backbone and two atrous convolutions (section 4.2).
+
+    Args:
+        backbone: a network of ``affinity_lib.backbones``.
+        num_classes: C, background not counted; the output has C + 1 channels.
+        width: channels of the first convolution.
+        dilation: of both convolutions.
+
+    >>> from affinity_lib.backbones import build_backbone
+    >>> net = SegmentationNet(build_backbone("small", output_stride=8), num_classes=5)
+    >>> net(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 6, 8, 8])
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, width: int = 512, dilation: int = 12):
+        super().__init__()
+        self.backbone = backbone
+        atrous = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+        self.head = nn.Sequential(
+            nn.Conv2d(backbone.top_channels, width, **atrous),
+            nn.ReLU(),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(width, num_classes + 1, **atrous),
+        )
+
+    def from_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Label logits (B, C + 1, h, w) from the backbone's levels."""
+        return self.head(self.backbone.top(levels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Label logits (B, C + 1, h, w) at the output stride of images (B, 3, H, W)."""
+        return self.from_levels(self.backbone.levels(images))
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of bilinearly upsampled logits, void pixels left out; 0 if all are void.
+
+    Args:
+        logits: (B, C + 1, h, w).
+        labels: (B, H, W), 0..C or 255.
+    """
+    logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)
+
+
+@torch.inference_mode()
+def predict(
+    net: SegmentationNet,
+    inputs: Inputs,
+    image_id: str,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Label probabilities of one image, averaged over scales and mirror images.
+
+    Args:
+        net: in ``eval`` mode.
+        inputs: of the network's backbone; stored levels know scale 1 without flip.
+        image_id: which image.
+        scales: factors on the image's sides.
+        flip: also look at the mirror image.
+
+    Returns:
+        (C + 1, H, W) at the size of the original image, summing to one.
+    """
+    width, height = inputs.data.image(image_id).size
+    if inputs.stored and list(scales) == [1] and not flip:
+        logits = [net.from_levels(inputs.levels(image_id, net.backbone))]
+    else:
+        image = inputs.image(image_id)[None].to(next(net.parameters()).device)
+        logits = []
+        for scale in scales:
+            size = [max(round(side * scale), 1) for side in image.shape[-2:]]
+            view = F.interpolate(image, size, mode="bilinear", align_corners=False)
+            logits.append(net(view))
+            if flip:
+                logits.append(net(view.flip(-1)).flip(-1))
+    total = 0
+    for each in logits:
+        each = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
+        total = total + each.softmax(dim=1)[0]
+    return (total / len(logits)).cpu()
+
+
+def predict_labels(
+    net: SegmentationNet,
+    inputs: Inputs,
+    image_id: str,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crf: CRFSettings | None = None,
+) -> np.ndarray:
+    """The label map of one image, (H, W) uint8 in 0..C; ``crf`` refines it with a dCRF."""
+    probabilities = predict(net, inputs, image_id, scales, flip).numpy()
+    if crf is not None:
+        probabilities = dense_crf(np.array(inputs.data.image(image_id)), probabilities, crf)
+    return probabilities.argmax(axis=0).astype(np.uint8)

@@ -1,0 +1,78 @@
+"""A project of three tiny notebooks, for the tests of what runs notebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+DRAW = """
+import json
+from pathlib import Path
+out = Path(run_dir) / "00_draw"
+out.mkdir(parents=True, exist_ok=True)
+data = Path.cwd().parent / data_root
+data.mkdir(exist_ok=True)
+(data / "a.txt").write_text("a" * size)
+(out / "metrics.json").write_text(json.dumps({"dataset": {"train": size}}))
+"""
+WALK = """
+from affinity_lib.errors import InputError
+out = Path(run_dir) / "01_walk"
+out.mkdir(parents=True, exist_ok=True)
+with (out / "visits.txt").open("a") as file:
+    file.write("v")
+(out / "walk.txt").write_text(f"{beta} {steps}")
+rw = 50 + beta / 4 + seed
+numbers = {"table1": {"cam": 48.25, "rw": rw}, "per_class": {"rw": {"cat": 51.0}}, "note": beta}
+(out / "metrics.json").write_text(json.dumps(numbers))
+"""
+LEARN = """
+out = Path(run_dir) / "02_learn"
+out.mkdir(parents=True, exist_ok=True)
+numbers = {"segmentation": {"val": 40.0 + beta}, "per_class": {"rw": {"dog": 60.0}}}
+(out / "metrics.json").write_text(json.dumps(numbers))
+"""
+FIGURE = """
+import base64, struct, zlib
+from IPython.display import Image, display
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+png = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 8, 0, 0, 0, 0))
+png += chunk(b"IDAT", zlib.compress(bytes(4 * 9))) + chunk(b"IEND", b"")
+display(Image(png))
+"""
+COMMON = 'profile: str = "tiny"\nrun_dir: str = ""\nseed: int = 0\n'
+
+
+def make_project(root: Path) -> Path:
+    """Write the project into a folder; returns the folder of its notebooks."""
+    folder = root / "notebooks"
+    (folder / "profiles").mkdir(parents=True)
+    (root / "pyproject.toml").touch()
+    (folder / "profiles" / "tiny.yaml").write_text("profile: tiny\nbeta: 8\n")
+    imports = "import json\nfrom pathlib import Path\n"
+    write_notebook(folder / "00_draw.ipynb", 'size: int = 4\ndata_root: str = "data"\n', [DRAW])
+    write_notebook(
+        folder / "01_walk.ipynb",
+        "beta: float = 4  # Eq. 11, exponent\nsteps: list[int] = [1, 4]\n",
+        [imports + WALK, FIGURE],
+        figure=1,
+    )
+    write_notebook(folder / "02_learn.ipynb", "beta: float = 4\n", [imports + LEARN])
+    return folder
+
+
+def write_notebook(path: Path, parameters: str, sources: list[str], figure: int = -1) -> None:
+    """Write a notebook with a parameters cell; the code cell number ``figure`` gets that tag."""
+    cells = [new_markdown_cell(f"# The chapter {path.stem}")]
+    cells.append(new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"]}))
+    for number, source in enumerate(sources):
+        tags = ["figure"] if number == figure else []
+        cells.append(new_code_cell(source.strip(), metadata={"tags": tags}))
+        cells.append(new_markdown_cell(f"*What cell {number} shows.*\n\nAnd more about it."))
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)

@@ -1,0 +1,171 @@
+"""Confident areas, and label maps on the grid of the features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scenes import draw_scenes
+
+from affinity_lib.affinity_labels import confident_labels, to_grid, write_confident_labels
+from affinity_lib.crf import CRFSettings
+from affinity_lib.errors import InputError
+from affinity_lib.files import save_scores
+from affinity_lib.voc import VOID, VOCData
+
+CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
+ALPHAS = st.lists(st.floats(1, 64), min_size=3, max_size=3).map(sorted)
+LABELS = arrays(np.int64, (2, 6, 8), elements=st.sampled_from([0, 1, 2, 3, VOID]))
+BLACK = np.zeros((6, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VOCData:
+    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
+
+
+@pytest.fixture
+def cams(data, tmp_path) -> Path:
+    for image_id in data.ids("train"):
+        tags = data.tags(image_id)
+        save_scores(tmp_path / "cams" / f"{image_id}.npz", tags, torch.rand(len(tags), 10, 10))
+    return tmp_path / "cams"
+
+
+def labels_of(cams, alphas, tags=(1, 2), crf=None):
+    return confident_labels(BLACK, torch.from_numpy(cams), tags, alphas[0], alphas[-1], crf)
+
+
+@given(cams=CAMS, alphas=ALPHAS, tags=st.permutations([1, 2, 9, 254]))
+def test_labels_are_tags_background_or_neutral_and_follow_a_permutation_of_classes(
+    cams, alphas, tags
+):
+    labels, renamed = (labels_of(cams, alphas, pair) for pair in (tags[:2], tags[2:]))
+    assert labels.shape == BLACK.shape[:2]
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= {0, *tags[:2], VOID}
+    old, new = [0, *tags[:2], VOID], [0, *tags[2:], VOID]
+    for one, two in zip(old, new, strict=True):
+        np.testing.assert_array_equal(labels == one, renamed == two)
+
+
+@given(cams=CAMS, alphas=ALPHAS)
+def test_a_weaker_background_gives_up_background_and_nothing_else(cams, alphas):
+    strong, middle, weak = alphas
+    some, more = labels_of(cams, (strong, middle)), labels_of(cams, (strong, weak))
+    changed = some != more
+    assert (some[changed] == 0).all() and (more[changed] == VOID).all()
+
+
+@given(cams=CAMS, alphas=ALPHAS)
+def test_a_stronger_background_gives_up_objects_and_nothing_else(cams, alphas):
+    strong, middle, weak = alphas
+    some, more = labels_of(cams, (middle, weak)), labels_of(cams, (strong, weak))
+    changed = some != more
+    assert (~np.isin(some[changed], [0, VOID])).all() and (more[changed] == VOID).all()
+
+
+@given(cams=CAMS, alpha=st.floats(1, 64))
+def test_with_one_alpha_for_both_nothing_is_neutral(cams, alpha):
+    assert VOID not in labels_of(cams, (alpha, alpha))
+
+
+@given(cams=CAMS, alphas=ALPHAS)
+def test_after_dcrf_labels_are_still_tags_background_or_neutral(cams, alphas):
+    labels = labels_of(cams, alphas, (3, 7), CRFSettings(iterations=2))
+    assert set(np.unique(labels)) <= {0, 3, 7, VOID}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2)])
+def test_an_image_of_a_few_pixels_has_labels_too(size):
+    image = np.zeros((*size, 3), np.uint8)
+    labels = confident_labels(image, torch.ones(1, 1, 1), [4], crf=CRFSettings())
+    assert labels.shape == size and (labels == 4).all()
+
+
+def test_alpha_weak_below_alpha_strong_is_refused():
+    with pytest.raises(InputError, match="alpha_weak .* must be >= alpha_strong: got 4 < 24"):
+        labels_of(np.zeros((1, 2, 2), np.float32), (24, 4), [1])
+
+
+@pytest.mark.parametrize("alphas", [(0.5, 24), (float("nan"), 24), (4, float("nan"))])
+def test_exponents_that_cannot_be_are_refused(alphas):
+    with pytest.raises(InputError, match="alpha"):
+        labels_of(np.zeros((1, 2, 2), np.float32), alphas, [1])
+
+
+def test_an_image_without_a_cam_is_refused():
+    with pytest.raises(InputError, match="without a tag has no confident areas"):
+        labels_of(np.zeros((0, 2, 2), np.float32), (4, 24), [])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.33])
+def test_every_image_gets_labels_of_its_own_size(data, cams, tmp_path, scale):
+    ids = data.ids("train")
+    crf = CRFSettings(iterations=1)
+    write_confident_labels(data, ids, cams, tmp_path / "out", 2, 8, crf, scale, workers=1)
+    assert len(list((tmp_path / "out").iterdir())) == len(ids)
+    for image_id in ids:
+        labels = data.read_labels(tmp_path / "out" / f"{image_id}.png")
+        assert labels.shape == data.image(image_id).size[::-1]
+        assert set(np.unique(labels)) <= {0, *data.tags(image_id), VOID}
+
+
+def test_labels_that_are_there_are_not_made_again(data, cams, tmp_path):
+    ids, out = data.ids("train"), tmp_path / "out"
+    write_confident_labels(data, ids[:1], cams, out, workers=1)
+    (out / f"{ids[0]}.png").write_bytes(b"kept")
+    write_confident_labels(data, ids, cams, out, workers=1)
+    assert (out / f"{ids[0]}.png").read_bytes() == b"kept"
+    assert len(list(out.iterdir())) == len(ids)
+
+
+def test_an_empty_list_of_images_writes_nothing(data, cams, tmp_path):
+    write_confident_labels(data, [], cams, tmp_path / "out", workers=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_cams_that_are_not_there_are_named(data, tmp_path):
+    image_id = data.ids("train")[0]
+    with pytest.raises(InputError, match=rf"{image_id}\.npz is missing"):
+        write_confident_labels(data, [image_id], tmp_path, tmp_path / "out", workers=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@given(labels=LABELS)
+def test_a_cell_has_one_of_its_pixels_labels_and_the_most_frequent_one(labels):
+    grid = to_grid(torch.from_numpy(labels), (3, 2), num_labels=4)
+    assert grid.shape == (2, 3, 2)
+    blocks = labels.reshape(2, 3, 2, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 8)
+    for winner, block in zip(grid.flatten().tolist(), blocks, strict=True):
+        counts = np.bincount(block, minlength=256)
+        assert counts[winner] == counts.max()
+
+
+@given(labels=LABELS)
+def test_on_the_grid_mirrored_labels_are_mirrored(labels):
+    labels = torch.from_numpy(labels)
+    grid, mirrored = (to_grid(x, (2, 4), num_labels=4) for x in (labels, labels.flip(-1)))
+    assert torch.equal(mirrored, grid.flip(-1))
+
+
+def test_labels_of_the_grids_size_stay_as_they_are():
+    labels = torch.randint(0, 4, (1, 3, 5))
+    assert torch.equal(to_grid(labels, (3, 5), num_labels=4), labels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (5, 3), (12, 16)])
+def test_uniform_labels_are_uniform_on_every_grid(size):
+    for label in (0, 3, VOID):
+        labels = torch.full((1, 6, 8), label, dtype=torch.uint8)
+        assert to_grid(labels, size, num_labels=4).unique().tolist() == [label]
+
+
+def test_254_classes_leave_room_for_neutral_cells():
+    labels = torch.tensor([[[254, 254, VOID, VOID]]], dtype=torch.uint8)
+    assert to_grid(labels, (1, 2), num_labels=255).tolist() == [[[254, VOID]]]

@@ -1,0 +1,70 @@
+"""The chain of all notebooks under papermill, at a tiny size."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from affinity_lib import report, runner
+from affinity_lib.voc import VOCData, read_labels
+
+TINY = {
+    "train_images": 12,
+    "val_images": 4,
+    "image_size": 48,
+    "cam_width": 16,
+    "cam_crop": 48,
+    "cam_epochs": 2,
+    "affinity_width": 0.125,
+    "affinity_crop": 48,
+    "affinity_epochs": 1,
+    "segmentation_width": 16,
+    "segmentation_crop": 48,
+    "segmentation_epochs": 1,
+    "crf_iterations": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    values = TINY | {"data_root": str(folder / "data")}
+    todo = runner.plan("toy").with_values(values)
+    return runner.execute(todo, folder / "run"), todo
+
+
+def test_every_notebook_runs_and_leaves_its_metrics(run):
+    folder, todo = run
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["table1"]) == {"cam", "cam_crf", "rw", "rw_crf"}
+    assert set(results["seconds"]) == set(todo.notebooks)
+    assert 0 <= results["segmentation"]["val"] <= 100
+    for stem in todo.notebooks:
+        assert (folder / "notebooks" / f"{stem}.ipynb").is_file()
+
+
+def test_the_labels_name_the_tags_of_each_image_and_nothing_else(run):
+    folder, todo = run
+    data = VOCData(todo.values["data_root"])
+    for image_id in data.ids("train"):
+        labels = read_labels(folder / "05_segmentation_labels" / "labels" / f"{image_id}.png")
+        width, height = data.image(image_id).size
+        assert labels.shape == (height, width)
+        assert set(np.unique(labels)) <= {0, *data.tags(image_id)}
+
+
+def test_a_second_run_has_nothing_left_to_do(run):
+    folder, todo = run
+    said = []
+    runner.execute(todo, folder, say=lambda *words, **_: said.append(" ".join(map(str, words))))
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["skipped"]) == set(todo.notebooks), said
+
+
+def test_the_page_of_the_run_stands_alone(run):
+    folder, _ = run
+    text = report.write_report(folder).read_text(encoding="utf-8")
+    assert "data:image/png;base64," in text
+    assert 'src="http' not in text

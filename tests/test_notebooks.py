@@ -1,0 +1,215 @@
+"""The seven notebooks, as they are committed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat import NotebookNode
+
+from affinity_lib.parameters import declared_parameters
+from affinity_lib.runs import find_root
+
+FOLDER = find_root() / "notebooks"
+STEMS = [
+    "00_data_and_overview",
+    "01_class_activation_maps",
+    "02_affinity_labels",
+    "03_affinitynet",
+    "04_random_walk",
+    "05_segmentation_labels",
+    "06_segmentation_network",
+]
+LONGEST_CELL = 33
+OF_THE_MACHINE = {"run_dir"}  # where a run goes is no profile's choice
+ABSOLUTE = re.compile(
+    r"(?<![\w.:/<])/(?:home|root|tmp|usr|var|opt|mnt|work|Users|private|workspace|content|data)/"
+    r"|\b[A-Z]:\\\\?\w|file://"
+)
+CAPTION = re.compile(r"\*(?![*\s])[^*]{20,}\*(?!\*)")
+
+
+def read(stem: str) -> NotebookNode:
+    return nbformat.read(FOLDER / f"{stem}.ipynb", as_version=4)
+
+
+@pytest.fixture(params=STEMS)
+def notebook(request) -> NotebookNode:
+    return read(request.param)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(notebook: NotebookNode) -> list[str]:
+    """All text that stands in outputs."""
+    found = []
+    for cell in code(notebook):
+        for output in cell.outputs:
+            found.append("".join(output.get("text", "")))
+            for kind, value in output.get("data", {}).items():
+                if not kind.startswith("image/png"):
+                    found.append(value if isinstance(value, str) else str(value))
+    return found
+
+
+def test_the_seven_notebooks_are_there_and_no_other():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == STEMS
+
+
+def test_it_is_a_valid_notebook_for_the_python3_kernel(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_nothing_of_one_execution_stays_in_its_metadata(notebook):
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags", "caption"}
+        assert not set(tags(cell)) & {"injected-parameters", "raises-exception"}
+        for output in cell.get("outputs", []):
+            assert not any("widget" in kind for kind in output.get("data", {}))
+
+
+def test_one_cell_declares_the_parameters_and_says_what_they_are(notebook):
+    cells = [cell for cell in notebook.cells if "parameters" in tags(cell)]
+    assert [cell.cell_type for cell in cells] == ["code"]
+    first_code = code(notebook)[0]
+    assert cells[0] is first_code
+    for line in ast.parse(cells[0].source).body:
+        assert isinstance(line, ast.AnnAssign) and line.simple
+        ast.literal_eval(line.value)
+
+
+def test_a_parameter_that_is_met_for_the_first_time_has_a_comment_unless_its_name_says_all():
+    plain = re.compile(r"data_root|seed|device|mixed_precision|\w+_(epochs|batch|lr|iterations)")
+    met = set()
+    for stem in STEMS:
+        (cell,) = [cell for cell in read(stem).cells if "parameters" in tags(cell)]
+        lines = cell.source.splitlines()
+        for line in ast.parse(cell.source).body:
+            name, text = line.target.id, "\n".join(lines[line.lineno - 1 : line.end_lineno])
+            assert name in met or plain.fullmatch(name) or "  # " in text, f"{stem}: {text}"
+            met.add(name)
+
+
+def test_defaults_are_the_toy_profile_and_the_toy_profile_is_the_defaults():
+    profile = yaml.safe_load((FOLDER / "profiles" / "toy.yaml").read_text(encoding="utf-8"))
+    defaults = {
+        (stem, name): parameter.default
+        for stem in STEMS
+        for name, parameter in declared_parameters(FOLDER / f"{stem}.ipynb").items()
+        if name not in OF_THE_MACHINE
+    }
+    assert defaults == {key: profile.get(key[1], "not there") for key in defaults}
+    assert set(profile) == {name for _, name in defaults}
+
+
+def test_a_parameter_is_of_one_kind_everywhere():
+    kinds: dict[str, set[str]] = {}
+    for stem in STEMS:
+        for name, parameter in declared_parameters(FOLDER / f"{stem}.ipynb").items():
+            kinds.setdefault(name, set()).add(parameter.kind)
+    assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    "profile", sorted((FOLDER / "profiles").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_profile_sets_only_what_some_notebook_declares(profile: Path):
+    declared = {n for stem in STEMS for n in declared_parameters(FOLDER / f"{stem}.ipynb")}
+    assert set(yaml.safe_load(profile.read_text(encoding="utf-8"))) <= declared
+
+
+def test_no_code_cell_is_longer_than_a_screen(notebook):
+    for cell in code(notebook):
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+
+
+def test_no_cell_is_empty(notebook):
+    assert all(cell.source.strip() for cell in notebook.cells)
+
+
+def test_outputs_hold_no_error_and_no_path_of_a_machine(notebook):
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [text for text in texts(notebook) if ABSOLUTE.search(text)]
+    assert not [cell.source for cell in notebook.cells if ABSOLUTE.search(cell.source)]
+
+
+def test_executed_cells_are_counted_from_one_without_a_gap(notebook):
+    counts = [cell.execution_count for cell in code(notebook)]
+    if any(cell.outputs for cell in code(notebook)):
+        assert counts == list(range(1, len(counts) + 1))
+    else:
+        assert set(counts) == {None}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_file_stays_below_a_megabyte(stem):
+    assert (FOLDER / f"{stem}.ipynb").stat().st_size < 1_000_000
+
+
+def test_under_every_figure_a_sentence_in_italics_says_what_to_see(notebook):
+    followers = [*notebook.cells[1:], None]
+    for cell, below in zip(notebook.cells, followers, strict=True):
+        if "figure" in tags(cell):
+            assert below is not None and below.cell_type == "markdown", cell.source
+            assert CAPTION.match(below.source), below.source
+
+
+def test_a_cell_that_draws_is_tagged_as_a_figure(notebook):
+    for cell in code(notebook):
+        drawn = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        assert not drawn or "figure" in tags(cell), cell.source
+
+
+def test_every_notebook_is_shown_and_opens_and_closes_as_the_others_do(notebook):
+    pages = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert pages[0].startswith("# ") and "**You will**" in pages[0]
+    for row in ("| paper |", "| reads |", "| writes |"):
+        assert row in pages[0]
+    assert "## Recap" in "\n".join(pages[-2:]) and "You have" in "\n".join(pages[-2:])
+    assert "Try this next" in "\n".join(pages[-2:])
+
+
+def test_it_speaks_of_nothing_but_itself(notebook):
+    words = re.compile(r"\b(issues?|sessions?|helpers?)\b|/work\b|\bshared/", re.IGNORECASE)
+    found = [
+        match[0]
+        for text in [*(cell.source for cell in notebook.cells), *texts(notebook)]
+        for match in [words.search(text)]
+        if match
+    ]
+    assert found == []
+
+
+def test_a_link_to_another_notebook_leads_to_one(notebook):
+    for cell in notebook.cells:
+        for target in re.findall(r"\]\((\w+)\.ipynb\)", cell.source):
+            assert target in STEMS
+
+
+def test_every_equation_of_the_paper_stands_in_a_notebook_and_is_asserted():
+    told = set()
+    for stem in STEMS:
+        notebook = read(stem)
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        for first, last in re.findall(
+            r"Eq(?:uation)?s?\.?\s*(\d+)(?:\s*(?:-|to|and)\s*(\d+))?", text
+        ):
+            told |= set(range(int(first), int(last or first) + 1))
+        for number in re.findall(r"\\tag\{(\d+)\}", text):
+            told.add(int(number))
+        asserts = [c for c in code(notebook) if re.search(r"assert", c.source)]
+        assert asserts or stem.startswith(("00", "05")), stem
+    assert told >= set(range(1, 13)), sorted(set(range(1, 13)) - told)

@@ -1,0 +1,158 @@
+"""The figures."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from affinity_lib import plots
+from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
+from affinity_lib.voc import VOID, palette
+
+COLORS, NAMES = palette()[:4], ("ball", "box", "cross")
+PHOTO = np.full((6, 8, 3), 90, np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def without_a_screen():
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+
+
+def legend_of(figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_a_grid_has_a_panel_for_each_picture_and_leaves_gaps_empty():
+    scores, labels = np.linspace(0, 1, 48).reshape(6, 8), np.ones((6, 8), np.uint8)
+    figure = plots.show(
+        [[PHOTO, scores, labels], [None, torch.from_numpy(scores)]],
+        ["image", "score"],
+        COLORS,
+        row_titles=["first", "second"],
+    )
+    assert [len(axis.images) for axis in figure.axes] == [1, 1, 1, 0, 1, 0]
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "score", ""]
+    assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["first", "second"]
+    figure.canvas.draw()
+
+
+def test_scores_of_all_panels_share_one_scale():
+    figure = plots.show([[np.full((2, 2), 0.2), np.full((2, 2), 0.9)]])
+    assert [axis.images[0].get_clim() for axis in figure.axes] == [(0, 1), (0, 1)]
+
+
+def test_the_legend_names_the_labels_that_occur():
+    labels = np.array([[0, 2], [2, VOID]], np.uint8)
+    figure = plots.show([[labels, torch.tensor([[3]])]], colors=COLORS, names=NAMES)
+    assert legend_of(figure) == ["background", "box", "cross", "neutral or void"]
+    assert legend_of(plots.show([[labels]], colors=COLORS)) == []
+
+
+@given(labels=arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 2, 3, VOID])))
+def test_labels_have_their_colour_and_void_is_grey(labels):
+    rgb = plots.colorize(labels, COLORS)
+    assert rgb.dtype == np.uint8
+    for label in range(4):
+        assert (rgb[labels == label] == COLORS[label]).all()
+    assert (rgb[labels == VOID] == 204).all()
+
+
+def test_an_overlay_goes_from_the_image_to_the_scores():
+    scores = np.linspace(0, 1, 48).reshape(6, 8)
+    np.testing.assert_array_equal(plots.overlay(PHOTO, scores, strength=0), PHOTO)
+    heat = plots.overlay(PHOTO, scores, strength=1)
+    np.testing.assert_array_equal(heat, plots.overlay(PHOTO // 2, scores, strength=1))
+    half = plots.overlay(PHOTO, torch.from_numpy(scores), strength=0.5).astype(float)
+    np.testing.assert_allclose(half, (PHOTO + heat.astype(float)) / 2, atol=1)
+    np.testing.assert_array_equal(
+        plots.overlay(PHOTO, scores * 9), plots.overlay(PHOTO, scores * 9)
+    )
+
+
+@given(y=st.integers(0, 5), x=st.integers(0, 6), gamma=st.sampled_from([2, 3.5, 5]))
+def test_the_square_around_a_pixel_holds_its_affinity_to_every_neighbour(y, x, gamma):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(1, 3, 6, 7, generator=generator)
+    offsets = half_plane_offsets(gamma)
+    square = plots.neighbourhood(affinities(features, offsets)[0], offsets, y, x)
+    radius = len(square) // 2
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            value = square[radius + dy, radius + dx]
+            inside = 0 <= y + dy < 6 and 0 <= x + dx < 7 and dy**2 + dx**2 < gamma**2
+            assert bool(value.isnan()) != inside
+            if inside:
+                apart = (features[0, :, y, x] - features[0, :, y + dy, x + dx]).abs().sum()
+                torch.testing.assert_close(value, torch.exp(-apart))
+
+
+def test_pairs_around_a_pixel_have_the_colours_of_their_kinds():
+    labels = torch.tensor([[[0, 0, 3, 3, VOID]]])
+    offsets = torch.tensor([[0, 1]])
+    _, axis = plt.subplots()
+    for x, left, right in ((1, 1, 3), (2, 3, 2), (3, 2, 0)):
+        axis.clear()
+        plots.pairs_around(pair_labels(labels, offsets), offsets, 0, x, axis)
+        drawn = np.ma.filled(axis.images[0].get_array().astype(float), np.nan)
+        assert drawn[1, [0, 2]].tolist() == [left, right]
+        assert np.isnan(drawn[1, 1])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(plots.PAIR_NAMES)
+
+
+def test_edges_are_where_the_features_change():
+    features = torch.zeros(5, 6, 8)
+    features[:, :, 4:] = 2
+    edges = plots.feature_edges(features)
+    assert edges[:, 3].tolist() == [1] * 6
+    assert edges.sum() == 6
+    assert not plots.feature_edges(torch.ones(5, 6, 8)).any()
+    assert plots.feature_edges(torch.rand(5, 1, 1)).shape == (1, 1)
+
+
+def test_a_curve_starts_at_epoch_one():
+    figure = plots.curve([3.0, 2.0, 1.5], "loss")
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_bars_stand_in_groups_and_a_class_that_a_method_lacks_has_none():
+    figure = plots.bars({"CAM": {"ball": 40.0}, "walk": {"ball": 50.0, "box": 60.0}}, "IoU")
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["ball", "box"]
+    heights = [[bar.get_height() for bar in group] for group in axis.containers]
+    assert heights[1] == [50, 60]
+    assert heights[0][0] == 40 and np.isnan(heights[0][1])
+    left = [bar.get_x() for group in axis.containers for bar in group]
+    assert len(set(left)) == 4
+    figure.canvas.draw()
+
+
+def test_the_pipeline_names_its_seven_stages():
+    figure = plots.pipeline()
+    words = " ".join(text.get_text() for text in figure.axes[0].texts)
+    for word in ("tags", "class activation", "affinity", "AffinityNet", "random walk", "network"):
+        assert word in words
+    figure.canvas.draw()
+
+
+def test_a_table_has_a_line_for_each_row_and_one_decimal():
+    lines = plots.markdown_table(["m", "mIoU"], [["CAM", 48.04], ["walk", 58.06], ["n", 3]])
+    assert lines.split("\n") == [
+        "| m | mIoU |",
+        "|---|---|",
+        "| CAM | 48.0 |",
+        "| walk | 58.1 |",
+        "| n | 3 |",
+    ]
+
+
+def test_scores_can_be_told_apart_in_grey():
+    rgb = plt.get_cmap(plots.SCORES)(np.linspace(0, 1, 32))[:, :3]
+    assert (np.diff(rgb @ [0.299, 0.587, 0.114]) > 0).all()

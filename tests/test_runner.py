@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from fake_project import make_project, write_notebook
+
+from affinity_lib import runner
+from affinity_lib.__main__ import main
+from affinity_lib.errors import InputError
+from affinity_lib.manifest import load_manifest, save_manifest, verify
+from affinity_lib.results import summary
+
+STEMS = ["00_draw", "01_walk", "02_learn"]
+
+
+def go(folder: Path, run: Path, only: tuple[str, ...] = (), **overrides: object) -> list[str]:
+    """Run the notebooks of a folder; returns the lines that were printed."""
+    printed: list[str] = []
+
+    def say(text: str, end: str = "\n", flush: bool = False) -> None:
+        printed.append(text + end)
+
+    todo = runner.plan("tiny", folder).with_values(overrides)
+    runner.execute(todo, run, only=only, say=say)
+    return "".join(printed).split("\n")[:-1]
+
+
+def pretend(todo: runner.Plan, stem: str, run: Path, manifest: object) -> None:
+    """In place of papermill, where only the reason to run matters."""
+    (run / stem).mkdir(exist_ok=True)
+    (run / "notebooks" / f"{stem}.ipynb").touch()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, list[str]]:
+    """A project that has run once, where another kernel called python3 stands in the way."""
+    root = tmp_path_factory.mktemp("project")
+    folder = make_project(root)
+    spec = {"argv": ["/bin/false"], "display_name": "not this one", "language": "python"}
+    (root / "jupyter" / "kernels" / "python3").mkdir(parents=True)
+    (root / "jupyter" / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(root / "jupyter"))
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        lines = go(folder, root / "run")
+    return folder, root / "run", lines
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> tuple[Path, Path]:
+    """A copy of the finished project, to be played with."""
+    root = tmp_path / "project"
+    shutil.copytree(finished[0].parent, root)
+    return root / "notebooks", root / "run"
+
+
+def fail(folder: Path, run: Path, source: str) -> str:
+    """Make the second notebook fail; returns what is said about it."""
+    write_notebook(folder / "01_walk.ipynb", "beta: float = 4\n", [source])
+    with pytest.raises(runner.StageFailed) as failed:
+        go(folder, run, only=("01",))
+    return str(failed.value)
+
+
+def test_notebooks_run_in_order_with_a_line_each(finished):
+    assert [line.split(" ...")[0] for line in finished[2]] == [
+        f"[{number}/3] {stem} (new)" for number, stem in enumerate(STEMS, 1)
+    ]
+
+
+def test_executed_notebooks_lie_in_the_run(finished):
+    files = sorted(path.name for path in (finished[1] / "notebooks").iterdir())
+    assert files == [f"{stem}.ipynb" for stem in STEMS]
+
+
+def test_results_merge_the_metrics_of_all_stages(finished):
+    results = json.loads((finished[1] / "results.json").read_text())
+    assert list(results.pop("seconds")) == STEMS
+    assert results == {
+        "profile": "tiny",
+        "dataset": {"train": 4},
+        "settings": {},
+        "table1": {"cam": 48.25, "rw": 52.0},
+        "segmentation": {"val": 48.0},
+        "per_class": {"rw": {"cat": 51.0, "dog": 60.0}},
+        "skipped": [],
+        "details": {"01_walk": {"note": 8.0}},
+    }
+
+
+def test_manifest_tells_what_was_run_and_its_files_verify(finished):
+    manifest = load_manifest(finished[1])
+    record = manifest["stages"]["01_walk"]
+    assert record["key"]["parameters"] == {
+        "profile": "tiny",
+        "seed": 0,
+        "beta": 8.0,
+        "steps": [1, 4],
+    }
+    assert record["started"] <= record["ended"] and manifest["packages"]["papermill"]
+    assert verify(finished[1]) == (9, [])
+
+
+def test_summary_shows_the_papers_table_with_gaps(finished):
+    rows = [line.split() for line in summary(finished[1]).split("\n")]
+    assert ["CAM", "48.2", "48.0"] in rows and ["CAM", "+", "RW", "52.0", "58.1"] in rows
+    assert ["CAM", "+", "dCRF", "-", "-"] in rows
+    assert rows[-1] == ["Segmentation", "network,", "val", "48.0", "61.7"]
+
+
+def test_nothing_runs_again_when_nothing_has_changed(project):
+    assert go(*project) == [f"[{n}/3] {stem} ... skipped" for n, stem in enumerate(STEMS, 1)]
+    assert json.loads((project[1] / "results.json").read_text())["skipped"] == STEMS
+
+
+def test_changed_parameter_runs_its_stage_afresh_and_those_after_it(project):
+    lines = go(*project, beta=16)
+    assert lines[0] == "[1/3] 00_draw ... skipped"
+    assert lines[1].startswith("[2/3] 01_walk (changed: beta 8.0 -> 16.0) ...")
+    assert lines[2].startswith("[3/3] 02_learn (changed: beta 8.0 -> 16.0; what 01_walk made) ...")
+    assert (project[1] / "01_walk" / "visits.txt").read_text() == "v"
+    assert (project[1] / "01_walk" / "walk.txt").read_text() == "16.0 [1, 4]"
+
+
+def test_interrupted_stage_goes_on_with_what_it_has(project):
+    manifest = load_manifest(project[1])
+    manifest["stages"]["01_walk"]["state"] = "running"
+    save_manifest(project[1], manifest)
+    (project[1] / "01_walk" / ".left.1.part.npz").touch()
+    (line,) = go(*project, only=("01",))
+    assert line.startswith("[1/1] 01_walk (resumed) ...")
+    assert (project[1] / "01_walk" / "visits.txt").read_text() == "vv"
+    assert not list((project[1] / "01_walk").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("02_learn/metrics.json", None, "02_learn/metrics.json is missing"),
+        ("02_learn/metrics.json", "{}", "02_learn/metrics.json has changed"),
+        ("notebooks/02_learn.ipynb", None, "notebooks/02_learn.ipynb is missing"),
+    ],
+)
+def test_damaged_stage_is_run_again_and_says_why(project, monkeypatch, file, content, words):
+    path = project[1] / file
+    path.unlink() if content is None else path.write_text(content)
+    monkeypatch.setattr(runner, "_papermill", pretend)
+    lines = go(*project)
+    assert lines[1] == "[2/3] 01_walk ... skipped"
+    assert lines[2].startswith(f"[3/3] 02_learn ({words}) ...")
+
+
+def test_changed_data_set_is_noticed(project, monkeypatch):
+    data = project[0].parent / "data"
+    manifest = load_manifest(project[1])
+    manifest["stages"]["00_draw"]["data"]["folder"] = str(data)
+    save_manifest(project[1], manifest)
+    assert go(*project)[0] == "[1/3] 00_draw ... skipped"
+    (data / "b.txt").touch()
+    monkeypatch.setattr(runner, "_papermill", pretend)
+    assert go(*project)[0].startswith(f"[1/3] 00_draw (the data set in {data} has changed) ...")
+
+
+def test_failing_notebook_tells_cell_error_and_path_and_keeps_what_ran(project):
+    said = fail(*project, "before = 1\nbefore / 0")
+    assert "01_walk failed in cell In [3], which begins with 'before = 1'" in said
+    assert "ZeroDivisionError: division by zero" in said
+    failed = project[1] / "notebooks" / "01_walk.failed.ipynb"
+    assert str(failed) in said and failed.is_file()
+    assert sorted(load_manifest(project[1])["stages"]) == STEMS
+    assert load_manifest(project[1])["stages"]["01_walk"]["state"] == "running"
+
+
+def test_full_disk_is_reported_with_what_was_kept(project):
+    said = fail(*project, "import errno\nraise OSError(errno.ENOSPC, 'No space left on device')")
+    assert "is full: free some space" in said
+    assert said.endswith("Kept, and not run again: 00_draw, 02_learn")
+
+
+def test_dead_kernel_is_reported(project):
+    said = fail(*project, "import os\nos._exit(1)")
+    assert "01_walk failed: its kernel died" in said
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(project):
+    source = "import os, signal, time\nPath = __import__('pathlib').Path\n"
+    source += "part = Path(run_dir) / '01_walk' / 'part.txt'\n"
+    source += "part.parent.mkdir(exist_ok=True)\n"
+    source += "if not part.exists():\n    part.touch()\n"
+    source += "    os.kill(os.getppid(), signal.SIGINT)\n    time.sleep(600)"
+    write_notebook(project[0] / "01_walk.ipynb", "beta: float = 4\n", [source])
+    with pytest.raises(KeyboardInterrupt):
+        go(*project, only=("01",))
+    (line,) = go(*project, only=("01",))
+    assert line.startswith("[1/1] 01_walk (resumed) ...")
+
+
+def test_run_that_is_being_run_is_refused(project):
+    with runner._alone(project[1]), pytest.raises(InputError, match="is being run already"):
+        go(*project)
+
+
+def test_only_takes_the_first_letters_of_a_notebook(project):
+    assert go(*project, only=("02",)) == ["[1/1] 02_learn ... skipped"]
+    with pytest.raises(InputError, match="no notebook starts with '07': there are 00_draw"):
+        go(*project, only=("07",))
+
+
+@pytest.mark.parametrize("name", ["run_dir", "profile"])
+def test_folder_and_profile_are_not_settings(project, name):
+    with pytest.raises(InputError, match="give PROFILE and --run-dir"):
+        go(*project, **{name: "x"})
+
+
+def test_folder_without_notebooks_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has no notebooks"):
+        runner.plan("tiny", tmp_path)
+
+
+def test_kernel_is_this_python_with_figures_in_the_notebook(finished):
+    spec = runner._ThisPython().kernel_spec
+    assert spec.argv[0] == sys.executable and "inline" in spec.env["MPLBACKEND"]
+
+
+def test_command_line_runs_reports_and_verifies(project, monkeypatch, capsys):
+    folder, run = project
+    monkeypatch.chdir(folder.parent)
+    assert main(["run", "tiny", "--run-dir", "run"]) == 0
+    assert "[3/3] 02_learn ... skipped\n\nmIoU in percent" in capsys.readouterr().out
+    assert (run / "index.html").is_file()
+    assert main(["verify", "run"]) == 0
+    assert main(["compare", "run", "run"]) == 0
+    (run / "02_learn" / "metrics.json").unlink()
+    assert main(["verify", "run"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "tinny"], "there is no profile 'tinny'"),
+        (["run", "tiny", "--set", "bta=1"], "did you mean 'beta'?"),
+        (["run", "tiny", "--set", "beta=[1]"], "beta must be float (01_walk), got the list [1]"),
+        (["run", "tiny", "--set", "beta=1,x"], "beta must be float (01_walk), got the str 'x'"),
+        (["verify", "nothing"], "nothing is not a run"),
+    ],
+)
+def test_bad_input_on_the_command_line_is_one_sentence(
+    project, monkeypatch, capsys, words, sentence
+):
+    monkeypatch.chdir(project[0].parent)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_failing_notebook_ends_the_command_with_1(project, monkeypatch, capsys):
+    monkeypatch.chdir(project[0].parent)
+
+    def failing(*_: object) -> None:
+        raise runner.StageFailed("01_walk failed")
+
+    monkeypatch.setattr(runner, "_papermill", failing)
+    assert main(["run", "tiny", "--run-dir", "run", "--set", "beta=1"]) == 1
+    assert capsys.readouterr().err == "error: 01_walk failed\n"

@@ -1,0 +1,151 @@
+"""The segmentation network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scenes import CLASSES, Mean, draw_scenes, write_data
+
+from affinity_lib.backbones import build_backbone
+from affinity_lib.crf import CRFSettings
+from affinity_lib.inputs import Inputs, forward
+from affinity_lib.segmentation import SegmentationNet, predict, predict_labels, segmentation_loss
+from affinity_lib.training import Recipe, fit
+from affinity_lib.voc import VOID, VOCData
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VOCData:
+    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
+
+
+@pytest.fixture
+def net() -> SegmentationNet:
+    torch.manual_seed(0)
+    backbone = build_backbone("small")
+    return SegmentationNet(backbone, len(CLASSES), width=8, dilation=2).eval()
+
+
+def loss(net, batch):
+    seen, labels = batch
+    return segmentation_loss(forward(net, seen), labels)
+
+
+def test_there_is_a_logit_for_background_and_each_class_in_each_cell(net):
+    images = torch.randn(2, 3, 33, 47)
+    assert net(images).shape == (2, 4, 5, 6)
+    torch.testing.assert_close(net.from_levels(net.backbone.levels(images)), net(images))
+
+
+def test_the_loss_at_full_size_is_the_cross_entropy_of_the_pixels_that_are_not_void():
+    logits, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
+    labels[:, 0] = VOID
+    counts = labels != VOID
+    expected = F.cross_entropy(logits.movedim(1, -1)[counts], labels[counts])
+    torch.testing.assert_close(segmentation_loss(logits, labels), expected)
+
+
+def test_void_pixels_have_no_gradient():
+    logits = torch.randn(1, 4, 5, 6, requires_grad=True)
+    labels = torch.randint(0, 4, (1, 5, 6))
+    labels[:, :2] = VOID
+    segmentation_loss(logits, labels).backward()
+    assert not logits.grad[:, :, :2].any() and logits.grad[:, :, 2:].any()
+
+
+def test_a_batch_of_void_costs_nothing_and_breaks_nothing():
+    logits = torch.randn(1, 4, 5, 6, requires_grad=True)
+    value = segmentation_loss(logits, torch.full((1, 10, 12), VOID))
+    value.backward()
+    assert value == 0 and not logits.grad.any()
+
+
+def test_the_loss_does_not_depend_on_the_order_of_the_classes():
+    logits, labels = torch.randn(1, 4, 3, 3), torch.randint(0, 4, (1, 12, 12))
+    labels[0, 0, 0] = VOID
+    order = torch.tensor([0, 3, 1, 2])
+    renamed = torch.full((256,), VOID)
+    renamed[order] = torch.arange(4)
+    torch.testing.assert_close(
+        segmentation_loss(logits[:, order], renamed[labels]), segmentation_loss(logits, labels)
+    )
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.25)])
+@pytest.mark.parametrize("long_side", [0, 25])
+def test_probabilities_sum_to_one_at_the_size_of_the_image(tmp_path, net, scales, flip, long_side):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    data = write_data(tmp_path / "data", {"a": pixels}, {"a": ("ball",)})
+    probabilities = predict(net, Inputs(data, net.backbone, long_side=long_side), "a", scales, flip)
+    assert probabilities.shape == (4, 37, 50)
+    assert probabilities.min() >= 0
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(37, 50))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.25)])
+def test_with_flip_the_mirror_image_has_the_mirrored_probabilities(tmp_path, net, scales):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
+    images = {"a": pixels, "b": pixels[:, ::-1]}
+    data = write_data(tmp_path / "data", images, dict.fromkeys(images, ("ball",)))
+    inputs = Inputs(data, net.backbone)
+    one, two = (predict(net, inputs, image_id, scales, flip=True) for image_id in images)
+    torch.testing.assert_close(two, one.flip(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_stored_features_give_the_probabilities_that_the_image_gives(data, net, tmp_path):
+    image_id = data.ids("train")[0]
+    seen, stored = (
+        predict(net, Inputs(data, net.backbone, kind, folder=tmp_path), image_id)
+        for kind in ("all", "head")
+    )
+    torch.testing.assert_close(stored, seen, atol=5e-3, rtol=0)
+
+
+def test_stored_features_do_not_stand_in_for_other_scales(data, net, tmp_path):
+    image_id = data.ids("train")[0]
+    seen, stored = (
+        predict(net, Inputs(data, net.backbone, kind, folder=tmp_path), image_id, (0.5, 1), True)
+        for kind in ("all", "head")
+    )
+    torch.testing.assert_close(stored, seen)
+
+
+@pytest.mark.parametrize("crf", [None, CRFSettings(iterations=2)])
+def test_labels_are_those_of_the_classes_at_the_size_of_the_image(data, net, crf):
+    for image_id in data.ids("train"):
+        labels = predict_labels(net, Inputs(data, net.backbone), image_id, crf=crf)
+        assert labels.shape == data.image(image_id).size[::-1]
+        assert labels.dtype == np.uint8
+        assert labels.max() <= len(CLASSES)
+
+
+def test_labels_are_the_most_probable_ones(data, net):
+    image_id, inputs = data.ids("train")[0], Inputs(data, net.backbone)
+    expected = predict(net, inputs, image_id, (0.5, 1), True).argmax(0).numpy()
+    labels = predict_labels(net, inputs, image_id, (0.5, 1), True)
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 11)])
+def test_an_image_of_a_few_pixels_has_labels_too(tmp_path, net, size):
+    data = write_data(tmp_path / "a", {"a": np.zeros((*size, 3), np.uint8)}, {"a": ("ball",)})
+    assert predict_labels(net, Inputs(data, net.backbone), "a", (0.5, 1), True).shape == size
+
+
+@pytest.mark.parametrize("finetune", ["all", "head"])
+def test_it_learns_labels_that_the_features_tell(tmp_path, finetune):
+    image = np.full((32, 32, 3), 90, np.uint8)
+    image[:, 16:] = (220, 60, 60)
+    truth = np.repeat(np.array([[0, 1]], np.uint8), 16, axis=1).repeat(32, axis=0)
+    data = write_data(tmp_path / "data", {"a": image}, {"a": ("ball",)})
+    torch.manual_seed(0)
+    net = SegmentationNet(Mean(), len(CLASSES), width=16, dilation=1)
+    inputs = Inputs(data, net.backbone, finetune, folder=tmp_path / "levels")
+    samples = inputs.samples(["a"], crop=32, labels=lambda image_id: truth)
+    recipe = Recipe(epochs=40, batch_size=1, lr=0.02)
+    fit(net, samples, loss, recipe, tmp_path / "checkpoint.pt", report_every=40)
+    labels = predict_labels(net, inputs, "a")
+    assert (labels == truth)[:, :12].all() and (labels == truth)[:, 20:].all()  # but for a cell

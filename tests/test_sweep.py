@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from fake_project import make_project
+
+from affinity_lib import runner, sweep
+from affinity_lib.errors import InputError
+
+ROWS = [
+    {"beta": beta, "t": t, "seed": seed, "rw": 50.0 + beta + t + seed, "val": 40.0}
+    for beta in (4, 8)
+    for t in (16, 64)
+    for seed in (0, 1)
+]
+
+
+def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
+    printed: list[str] = []
+    todo = runner.plan("tiny", make_project(tmp_path))
+    table = sweep.execute_grid(
+        todo,
+        {"beta": [8, 16]},
+        tmp_path / "run",
+        only=("00", "01"),
+        say=lambda *text, end="\n", flush=False: printed.append(text[0] + end),
+    )
+    lines = "".join(printed).split("\n")
+    assert lines[0] == "beta=8" and lines[3] == "beta=16"
+    assert lines[4] == "[1/2] 00_draw (taken from beta=8) ... skipped"
+    assert lines[5].startswith("[2/2] 01_walk (new) ...")
+    assert [line.split("|")[3].strip() for line in table.read_text().splitlines()[2:]] == [
+        "52.0",
+        "54.0",
+    ]
+    results = json.loads((table.parent / "beta=16" / "results.json").read_text())
+    assert results["skipped"] == ["00_draw"] and list(results["seconds"]) == ["00_draw", "01_walk"]
+
+
+def test_every_point_is_checked_before_the_first_one_runs(tmp_path):
+    todo = runner.plan("tiny", make_project(tmp_path))
+    with pytest.raises(InputError, match="beta must be float"):
+        sweep.execute_grid(todo, {"beta": [8, "x"]}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_table_has_a_row_a_run_and_a_column_a_metric(tmp_path):
+    table = sweep.write_tables(ROWS, ["beta", "t", "seed"], tmp_path)
+    with table.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["beta", "t", "seed", "rw", "val"] and len(rows) == 8
+    assert float(rows[-1]["rw"]) == 123.0
+    assert table.read_text().splitlines()[0] == (
+        "| beta | t | seed | CAM + RW, train | network, val |"
+    )
+
+
+def test_seeds_are_told_as_mean_and_spread(tmp_path):
+    text = sweep.write_tables(ROWS, ["beta", "t", "seed"], tmp_path).read_text()
+    assert "| 4 | 16 | 70.5 ± 0.7 | 40.0 ± 0.0 |" in text
+
+
+@pytest.mark.parametrize("names", [["beta"], ["beta", "t"], ["beta", "t", "seed"]])
+def test_picture_is_drawn_for_one_parameter_and_for_more(tmp_path, names):
+    table = sweep.write_tables(ROWS, names, tmp_path)
+    assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_alone_need_no_picture(tmp_path):
+    table = sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
+    assert "| 70.5 ± 0.7 |" in table.read_text() and not table.with_suffix(".png").exists()
