@@ -56,6 +56,12 @@ def _report(options: argparse.Namespace) -> None:
     print(report.write_report(manifest.find_run(options.run)))
 
 
+def _tables(options: argparse.Namespace) -> None:
+    from affinity_lib import manifest, tables
+
+    print(*tables.write_tables(manifest.find_run(options.run)), sep="\n")
+
+
 def _verify(options: argparse.Namespace) -> int:
     from affinity_lib import manifest
 
@@ -111,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
 
     page = command("report", _report, "write a run's index.html again")
     page.add_argument("run", help="a folder, or a name in runs/")
+
+    rows = command("tables", _tables, "the paper's tables for a run, as markdown and CSV")
+    rows.add_argument("run", help="a folder, or a name in runs/")
 
     check = command("verify", _verify, "hash everything that a run recorded again")
     check.add_argument("run", help="a folder, or a name in runs/")

@@ -207,28 +207,30 @@ def _trained(
         return net, count_training(net, loss, crop)
 
 
-def _backbone(p: Mapping[str, Any]) -> nn.Module:
-    backbone = build_backbone(p["backbone"], p["output_stride"])
+def _backbone(p: Mapping[str, Any], stage: str) -> nn.Module:
+    backbone = build_backbone(p["backbone"], p[f"{stage}_stride"])
     return freeze(backbone, p["frozen_stages"]) if p["frozen_stages"] >= 0 else backbone
 
 
 def _cam_net(p: Mapping[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     head = p["cam_head"] or preset(p["preset"]).cam_head
-    net = CAMNet(_backbone(p), _CLASSES, head, p["cam_width"])
+    net = CAMNet(_backbone(p, "cam"), _CLASSES, head, p["cam_width"])
     return net, lambda logits: classification_loss(logits, torch.empty_like(logits))
 
 
 def _affinity_net(p: Mapping[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     choice = preset(p["preset"])
     channels = [round(c * p["affinity_width"]) for c in choice.affinity_channels]
-    net = AffinityNet(_backbone(p), channels, p["affinity_norm"], choice.affinity_activation)
+    net = AffinityNet(
+        _backbone(p, "affinity"), channels, p["affinity_norm"], choice.affinity_activation
+    )
     return net, lambda features: features.sum()
 
 
 def _segmentation_net(p: Mapping[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     width, dilation = p["segmentation_width"], p["segmentation_dilation"]
     labels = torch.empty(1, p["segmentation_crop"], p["segmentation_crop"], dtype=torch.long)
-    net = SegmentationNet(_backbone(p), _CLASSES, width, dilation)
+    net = SegmentationNet(_backbone(p, "segmentation"), _CLASSES, width, dilation)
     return net, lambda logits: segmentation_loss(logits, labels)
 
 

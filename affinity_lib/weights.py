@@ -16,6 +16,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.features import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from affinity_lib.mxnet_params import MAGIC, read_params
 from affinity_lib.resnet38 import ResNet38
+from affinity_lib.runs import find_root
 from affinity_lib.vgg16 import VGG16
 
 LEAST_FILLED = 0.9
@@ -131,7 +132,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: MXNet's ``.params``, a state dict of PyTorch (also inside a dict, under
-            ``"state_dict"`` or ``"model"``), or safetensors.
+            ``"state_dict"`` or ``"model"``), or safetensors. A relative path that is not there
+            is looked for from the project's folder.
 
     Returns:
         Tensors by name, without the ``module.`` that data-parallel training puts before them.
@@ -139,6 +141,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, or it cannot be read as one of the three.
     """
+    path = Path(path)
+    if not path.exists() and not path.is_absolute():
+        path = find_root() / path
     try:
         with open(path, "rb") as stream:
             start = stream.read(9)
