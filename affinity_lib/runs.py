@@ -111,21 +111,24 @@ class Run:
 
     def save_metrics(self, stage: str, metrics: dict[str, Any]) -> None:
         """Save a stage's numbers as its ``metrics.json``, whole or not at all; NaN becomes null."""
-        save_json(self.path / stage / "metrics.json", _without_nan(metrics))
+        save_json(self.path / stage / "metrics.json", _replaced(metrics, math.nan, None))
 
     def metrics(self, stage: str) -> dict[str, Any]:
-        """The numbers that a stage saved.
+        """The numbers that a stage saved; null becomes NaN again.
 
         Raises:
             InputError: the stage has not run; names the notebook.
         """
-        return load_json(self.require(stage, "metrics.json"))
+        return _replaced(load_json(self.require(stage, "metrics.json")), None, math.nan)
 
 
-def _without_nan(value: Any) -> Any:
+def _replaced(value: Any, old: float | None, new: float | None) -> Any:
+    """The same structure with one kind of "no number" in place of the other."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if old is None:
+        return new if value is None else value
+    return new if isinstance(value, float) and math.isnan(value) else value
 
 
 def _fingerprint(value: Any) -> Any:

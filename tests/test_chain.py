@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from affinity_lib import report, runner
+from affinity_lib.convert import convert
+from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOCData, read_labels
 
 TINY = {
@@ -68,3 +70,25 @@ def test_the_page_of_the_run_stands_alone(run):
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "data:image/png;base64," in text
     assert 'src="http' not in text
+
+
+def test_own_photographs_of_any_size_run_without_a_mask(tmp_path):
+    make_toy(tmp_path / "toy", train=6, val=2, size=48)
+    drawn = VOCData(tmp_path / "toy")
+    (tmp_path / "images").mkdir()
+    rows = ["file,tags"]
+    for k, image_id in enumerate(drawn.ids("trainval")):
+        image = drawn.image(image_id).resize((48 + 3 * k, 50 + k))
+        image.save(tmp_path / "images" / f"{image_id}.png")
+        tags = ";".join(drawn.classes[tag - 1] for tag in drawn.tags(image_id))
+        rows.append(f"{image_id}.png,{tags}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    convert(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "own", val_fraction=0.25)
+    values = TINY | {"dataset": "voc", "data_root": str(tmp_path / "own"), "t": 4}
+    folder = runner.execute(runner.plan("toy").with_values(values), tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["table1"]["rw_crf"] is None
+    own = VOCData(tmp_path / "own")
+    for image_id in own.ids("train"):
+        labels = read_labels(folder / "05_segmentation_labels" / "labels" / f"{image_id}.png")
+        assert labels.shape == own.image(image_id).size[::-1]

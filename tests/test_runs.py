@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,3 +177,10 @@ def test_a_folder_that_only_has_its_note_is_still_missing(project: Path):
         Run().require("01_class_activation_maps", "cams")
     (folder / "a.npz").touch()
     assert Run().require("01_class_activation_maps", "cams") == folder
+
+
+def test_what_was_not_measured_is_null_on_disk_and_nan_in_a_notebook(tmp_path):
+    run = Run("toy", run_dir=tmp_path)
+    run.save_metrics("04_random_walk", {"table1": {"rw": float("nan")}})
+    assert "null" in (tmp_path / "04_random_walk" / "metrics.json").read_text()
+    assert np.isnan(run.metrics("04_random_walk")["table1"]["rw"])
