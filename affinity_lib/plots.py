@@ -185,7 +185,7 @@ def pipeline() -> Figure:
         ("segmentation\nnetwork", "notebook 6", 2),
     ]
     fills = ("#f0f0f0", "#cfe6f5", "#fbe3b9")
-    figure, axis = plt.subplots(figsize=(9.5, 1.7), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9.5, 1.9), layout="constrained")
     for k, (name, where, kind) in enumerate(stages):
         box = {"boxstyle": "round,pad=0.45", "facecolor": fills[kind], "edgecolor": "#555555"}
         axis.text(k, 0, name, ha="center", va="center", fontsize=9, bbox=box)
@@ -195,8 +195,8 @@ def pipeline() -> Figure:
             axis.annotate("", (k - 0.43, 0), (k - 0.57, 0), arrowprops=arrow)
     curve_to = {"arrowstyle": "->", "color": "#0072b2", "connectionstyle": "arc3,rad=-0.28"}
     axis.annotate("", (4, 0.42), (1, 0.42), arrowprops=curve_to)
-    axis.text(2.5, 1.12, "the maps that walk", ha="center", fontsize=8, color="#0072b2")
-    axis.set(xlim=(-0.6, 6.6), ylim=(-1, 1.35))
+    axis.text(2.5, 1.3, "the maps that walk", ha="center", fontsize=8, color="#0072b2")
+    axis.set(xlim=(-0.6, 6.6), ylim=(-1, 1.6))
     axis.axis("off")
     plt.show()
     return figure
