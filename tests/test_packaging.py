@@ -83,7 +83,7 @@ def test_version_of_the_package_is_the_librarys():
 def make(folder: Path, *words: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    environment = {**os.environ, "PATH": path, "MAKEFLAGS": ""}
+    environment = {**os.environ, "PATH": path, "MAKEFLAGS": "", "MAKELEVEL": "0"}
     return subprocess.run(
         ["make", "--no-print-directory", *words],
         check=False,
