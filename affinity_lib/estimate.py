@@ -197,9 +197,10 @@ def _trained(
     p: Mapping[str, Any],
     crop: int,
 ) -> tuple[nn.Module, Training]:
-    if p["finetune"] != "all":
+    name = "segmentation_finetune" if "segmentation_finetune" in p else "finetune"
+    if p[name] != "all":
         raise InputError(
-            f"the estimate is for finetune all, got {p['finetune']}: with stored features "
+            f"the estimate is for {name} all, got {p[name]}: with stored features "
             "a run takes minutes, try it"
         )
     with torch.device("meta"):
