@@ -57,6 +57,9 @@ class Inputs:
             self.folder = Path(folder) / _digest(backbone, long_side, data.root)
             freeze(backbone, up_to=None)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}}  # another process reads them again
+
     @property
     def stored(self) -> bool:
         """Whether the backbone is frozen and its levels are stored."""
