@@ -10,6 +10,7 @@ Each process (a rank) sees its share of a batch, and all see the same outputs, l
 
 from __future__ import annotations
 
+import copyreg
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -35,6 +37,8 @@ from affinity_lib import inputs, progress
 from affinity_lib.errors import InputError
 
 _FAILED = "affinity_lib failed: "
+for _module in (torch.classes, torch.ops):  # cloudpickle takes ``data.classes`` for the first
+    copyreg.pickle(type(_module), lambda module: (import_module, (module.__name__,)))
 
 
 def launch(
@@ -53,14 +57,13 @@ def launch(
         arguments: likewise; tensors on the CPU.
 
     Raises:
-        InputError: one of them raised it, or there is no such device for each.
+        InputError: one of them raised it, or there is no GPU for each.
         RuntimeError: one of them failed otherwise; the text is its error.
     """
-    there = torch.cuda.device_count() if device == "cuda" else nproc * (device == "cpu")
-    if there < nproc:
+    if device != "cpu" and (there := torch.cuda.device_count()) < nproc:
         raise InputError(
-            f"nproc = {nproc} needs {nproc} GPUs or device cpu, and {device} has {there}: "
-            "lower nproc"
+            f"nproc = {nproc} needs {nproc} GPUs or device cpu, and this machine has {there} for "
+            f"{device}: lower nproc"
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".job.", suffix=".part") as job:
         with (Path(job) / "call").open("wb") as file:
@@ -90,19 +93,8 @@ def launch(
             child.stdin.close()
             child.wait()
             listener.join()
-    if failures:
-        kind, text = failures[0]
-        raise InputError(text) if kind == "InputError" else RuntimeError(f"{kind}: {text}")
     if child.returncode:
-        signal = re.search(r"Signal \d+ \((\w+)\)", "\n".join(last))
-        raise RuntimeError(
-            f"one of the {nproc} processes that train together "
-            + (
-                f"was ended by {signal[1]}, as happens when memory runs out"
-                if signal
-                else next((f"failed: {line}" for line in reversed(last) if "Error" in line), "died")
-            )
-        )
+        raise _error(failures, "\n".join(last))
 
 
 def rank() -> int:
@@ -130,7 +122,7 @@ class Together(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.ddp = DistributedDataParallel(
-            _Seeing(model), broadcast_buffers=False, find_unused_parameters=True
+            _Seeing(model), forward_sync_buffers=False, find_unused_parameters=True
         )
         self.count = 0
 
@@ -187,18 +179,47 @@ class _Gather(torch.autograd.Function):
         return own, None
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks, whose gradient is the sum of theirs."""
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm of the share with the statistics of the whole batch, summed in double precision.
+
+    Also gives the mean and the unbiased variance, which the running statistics follow.
+    """
 
     @staticmethod
-    def forward(ctx, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, count: int, eps: float):
+        dims, values = [0, *range(2, x.ndim)], count * x[0, 0].numel()
+        own = x[: _real(count)]
+        mean = _sum(own.sum(dims, dtype=torch.double)) / values
+        off = own - _along(mean, own)
+        variance = _sum(off.square().sum(dims, dtype=torch.double)) / values
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.count, ctx.dims, ctx.values = count, dims, values
+        unbiased = variance * (values / max(values - 1, 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        y = x * _along(scale * weight, x) + _along(bias - mean * scale * weight, x)
+        return y, mean, unbiased
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return _Sum.forward(ctx, grad)
+    def backward(ctx, grad: Tensor, *_):
+        x, weight, mean, scale = ctx.saved_tensors
+        normed = (x - _along(mean, x)) * _along(scale, x)
+        parts = [(grad * normed).sum(ctx.dims, dtype=torch.double)]
+        parts += [grad.sum(ctx.dims, dtype=torch.double)]
+        of_weight, of_bias = _sum(torch.stack(parts)) / ctx.values
+        own = grad - _along(of_bias, x) - normed * _along(of_weight, x)
+        own = own * _along(scale * weight, x)
+        own[_real(ctx.count) :] = 0
+        return own, *(part.to(weight.dtype) for part in parts), None, None
+
+
+def _sum(own: Tensor) -> Tensor:
+    dist.all_reduce(own)
+    return own
+
+
+def _along(channels: Tensor, x: Tensor) -> Tensor:
+    return channels.to(x.dtype).view([1, -1] + [1] * (x.ndim - 2))
 
 
 class _WholeBatch(TorchFunctionMode):
@@ -217,21 +238,13 @@ class _WholeBatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _batch_norm(self, x, running_mean, running_var, weight, bias, training, momentum, eps):
-        dims = [0, *range(2, x.ndim)]
-        values = self.count * x[0, 0].numel()
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        own = x[: _real(self.count)]
-        own = own.float() if own.dtype == torch.bfloat16 else own
-        mean = _Sum.apply(own.sum(dims)) / values
-        variance = _Sum.apply((own - mean.view(shape)).square().sum(dims)) / values
+        weight = x.new_ones(x.shape[1]) if weight is None else weight
+        bias = x.new_zeros(x.shape[1]) if bias is None else bias
+        y, mean, variance = _BatchNorm.apply(x.to(weight.dtype), weight, bias, self.count, eps)
         if running_mean is not None:
-            with torch.no_grad():
-                running_mean.lerp_(mean, momentum)
-                running_var.lerp_(variance * (values / max(values - 1, 1)), momentum)
-        scale = (variance + eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        y = (x.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
-        return (y if bias is None else y + bias.view(shape)).to(x.dtype)
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(variance.to(running_var.dtype), momentum)
+        return y.to(x.dtype)
 
     def _dropout(self, func, x, p, training, inplace):
         tail = x.shape[1:] if func is F.dropout else (x.shape[1], *(1 for _ in x.shape[2:]))
@@ -239,6 +252,19 @@ class _WholeBatch(TorchFunctionMode):
         if ones.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
             ones = ones.contiguous(memory_format=torch.channels_last)
         return x * func(ones, p, training)[_places(self.count)]
+
+
+def _error(failures: list[list[str]], last: str) -> Exception:
+    """What to raise: after the first failure, its rank's death or connection may fail others."""
+    if killed := re.search(r"Signal \d+ \((SIG(?!TERM)\w+)\)", last):
+        return RuntimeError(
+            f"a process of those that train together was ended by {killed[1]}, as happens when "
+            "memory runs out"
+        )
+    if not failures:
+        return RuntimeError(f"torchrun failed: {last.splitlines()[-1] if last else 'no word'}")
+    kind, text = failures[0]
+    return InputError(text) if kind == "InputError" else RuntimeError(f"{kind}: {text}")
 
 
 def _listen(stream, failures: list[list[str]], last: deque[str]) -> None:

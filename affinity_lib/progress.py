@@ -80,6 +80,66 @@ def track(items: Iterable[T], what: str, unit: str = "images") -> Iterator[T]:
         progress.advance()
 
 
+class Display:
+    """Shows, while a stage runs, what its loops write down.
+
+    On a terminal the stage's line is rewritten each second; elsewhere a line is printed every 30 s;
+    with the environment variable ``CI`` set nothing is shown.
+
+    Args:
+        head: how the stage's line begins, which has been printed without its end.
+        path: the file, made known to the processes that this one starts.
+        say: prints; called like :func:`print`.
+        terminal: whether ``say`` writes to one; found out if None.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        path: Path,
+        say: Callable[..., Any] = print,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.head, self.path, self.say, self.clock = head, path, say, clock
+        self.terminal = say is print and sys.stdout.isatty() if terminal is None else terminal
+        self.quiet = bool(os.environ.get("CI"))
+        self._shown, self._last = False, clock()
+        self._over = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Display:
+        os.environ[FILE] = str(self.path)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        os.environ.pop(FILE, None)
+        self.path.unlink(missing_ok=True)
+        if self._shown:  # so that the stage's line can be ended where it began
+            self.say(f"\r\033[K{self.head}" if self.terminal else self.head, end=" ", flush=True)
+
+    def tick(self) -> None:
+        """Show how far the stage is, if it is time to."""
+        words = "" if self.quiet else line(self.path)
+        if not words or (not self.terminal and self.clock() - self._last < 30):
+            return
+        text = f"{self.head}  {words}"
+        if self.terminal:
+            width = shutil.get_terminal_size().columns
+            self.say(f"\r\033[K{text[: width - 1]}", end="", flush=True)
+        else:
+            self.say(text if self._shown else f"\n{text}", flush=True)
+        self._shown, self._last = True, self.clock()
+
+    def _run(self) -> None:
+        while not self._over.wait(1):
+            self.tick()
+
+
 def line(path: Path) -> str:
     """What a file says, in words; empty if there is none.
 
