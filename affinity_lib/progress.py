@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from affinity_lib.files import write_aside
 
@@ -109,7 +109,7 @@ class Display:
         self._over = Event()
         self._thread = Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         os.environ[FILE] = str(self.path)
         self._thread.start()
         return self

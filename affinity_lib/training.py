@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from affinity_lib.distributed import Together, launch, rank, share, size
+from affinity_lib.distributed import Together, rank, share, size
 from affinity_lib.errors import InputError
 from affinity_lib.files import write_aside
+from affinity_lib.processes import launch
 from affinity_lib.progress import Progress
 
 

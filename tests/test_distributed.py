@@ -17,7 +17,7 @@ from scenes import CLASSES, draw_scenes
 from torch import nn
 from torch.utils.data import Dataset
 
-from affinity_lib import distributed
+from affinity_lib import distributed, processes
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
@@ -119,9 +119,7 @@ def trained(scenes) -> Path:
         (scenes / name).mkdir()
     train_all(scenes / "data", scenes / "one")
     with pytest.raises(InputError) as failure:
-        distributed.launch(
-            2, "cpu", scenes, train_all_and_fail, scenes / "data", scenes / "two"
-        )
+        processes.launch(2, "cpu", scenes, train_all_and_fail, scenes / "data", scenes / "two")
     (scenes / "failure.txt").write_text(str(failure.value))
     return scenes
 
@@ -181,19 +179,19 @@ def test_two_processes_go_on_where_one_stopped(scenes, tmp_path, capfd):
 def test_the_first_failure_is_told_unless_a_process_was_killed():
     failures = [["OSError", "[Errno 28] No space left on device"], ["RuntimeError", "Connection"]]
     told = "traceback : Signal 15 (SIGTERM) received by PID 7"
-    assert str(distributed._error(failures, told)) == "OSError: [Errno 28] No space left on device"
+    assert str(processes._error(failures, told)) == "OSError: [Errno 28] No space left on device"
     told += "\ntraceback : Signal 9 (SIGKILL) received by PID 8\n===="
-    assert "was ended by SIGKILL" in str(distributed._error(failures[1:], told))
+    assert "was ended by SIGKILL" in str(processes._error(failures[1:], told))
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):
-    code = "import sys, time, pathlib, affinity_lib.distributed as d; from threading import Thread;"
+    code = "import sys, time, pathlib, affinity_lib.processes as d; from threading import Thread;"
     code += "Thread(target=d._end_with_the_parent, args=(pathlib.Path(sys.argv[1]),)).start();"
     code += "print('up', flush=True); time.sleep(600)"
     job = tmp_path / "job"
     job.mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    folder = str(Path(distributed.__file__).parent.parent)
+    folder = str(Path(processes.__file__).parent.parent)
     with subprocess.Popen([sys.executable, "-c", code, str(job)], cwd=folder, **pipes) as child:
         assert child.stdout.readline() == b"up\n"
         child.stdin.close()
@@ -213,7 +211,7 @@ def test_a_number_of_processes_that_cannot_be_is_refused(tmp_path, nproc, device
         if device == "cpu":
             fit(nn.Linear(1, 1), [], cam_loss, RECIPE, tmp_path / "a.pt", nproc=nproc)
         else:
-            distributed.launch(nproc, device, tmp_path, print)
+            processes.launch(nproc, device, tmp_path, print)
     assert not list(tmp_path.iterdir())
 
 

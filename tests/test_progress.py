@@ -57,10 +57,10 @@ def test_a_loop_writes_twice_a_second_at_most_and_nothing_when_it_is_short(file)
     counter = Progress("CAMs", 100, clock=clock)
     seen = []
     for _ in range(99):
-        clock.now += 0.1
+        clock.now += 0.125
         counter.advance()
         seen.append(file.read_text() if file.exists() else "")
-    assert seen[:4] == [""] * 4 and len(set(seen[4:])) == 20
+    assert seen[:3] == [""] * 3 and len(set(seen[3:])) == 24
     counter.advance()
     assert not file.exists()
 
