@@ -33,10 +33,14 @@ def _run(options: argparse.Namespace) -> int:
     from affinity_lib.parameters import parse_settings
 
     todo = runner.plan(options.profile)
-    together = [] if options.nproc is None else [f"nproc={options.nproc}"]
-    if together and options.nproc < 1:
-        raise InputError(f"--nproc must be >= 1, got {options.nproc}")
-    grid = parse_settings(options.set + together, todo.declared)
+    settings = list(options.set)
+    if options.nproc is not None:
+        if options.nproc < 1:
+            raise InputError(f"--nproc must be >= 1, got {options.nproc}")
+        if any(text.startswith("nproc=") for text in settings):
+            raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
+        settings.append(f"nproc={options.nproc}")
+    grid = parse_settings(settings, todo.declared)
     how = {"only": options.notebooks, "force": options.force}
     try:
         if any(len(values) > 1 for values in grid.values()):
