@@ -83,11 +83,12 @@ def gallery(run: Path, manifest: Mapping[str, Any]) -> str:
 
 def _rows(run: Path, data: VOCData, ids: Sequence[str]) -> str:
     shown = extremes(data, ids, run / LABELS)
-    parts = []
+    parts, half = [], -1
     if not shown:  # the labels are not made yet
         shown = ids[:8]
         parts.append("<p class=note>There are no labels yet: the first training images.</p>")
     elif data.has_masks(shown):
+        half = (len(shown) + 1) // 2
         parts.append(
             "<p class=note>The training images whose labels (walk + dCRF) fit their masks best and "
             "worst, by the mean IoU over the classes in one image; the percentage under a "
@@ -98,7 +99,10 @@ def _rows(run: Path, data: VOCData, ids: Sequence[str]) -> str:
             "<p class=note>The data set has no masks, so there is no best or worst and no IoU: "
             "some training images from all over the list.</p>"
         )
-    return "".join(parts) + "".join(_row(run, data, image_id) for image_id in shown)
+    for place, image_id in enumerate(shown):
+        parts += {0: ["<h3>Best</h3>"], half: ["<h3>Worst</h3>"]}.get(place, []) if half > 0 else []
+        parts.append(_row(run, data, image_id))
+    return "".join(parts)
 
 
 def _row(run: Path, data: VOCData, image_id: str) -> str:
@@ -122,8 +126,9 @@ def _row(run: Path, data: VOCData, image_id: str) -> str:
         )
     title = f"<b>{escape(names)}</b>" + (f", IoU {final}" if final else "")
     return (
-        f"<div class=case><p>{title} {_legend(data, occurring)}</p>"
-        f"<div class=scroll><div class=steps>{''.join(figures)}</div></div></div>"
+        f"<div class=case><p>{title} <small>{escape(image_id)}</small> "
+        f"{_legend(data, occurring)}</p>"
+        f"<div class=scroll tabindex=0><div class=steps>{''.join(figures)}</div></div></div>"
     )
 
 
