@@ -33,7 +33,14 @@ def _run(options: argparse.Namespace) -> int:
     from affinity_lib.parameters import parse_settings
 
     todo = runner.plan(options.profile)
-    grid = parse_settings(options.set, todo.declared)
+    settings = list(options.set)
+    if options.nproc is not None:
+        if options.nproc < 1:
+            raise InputError(f"--nproc must be >= 1, got {options.nproc}")
+        if any(text.startswith("nproc=") for text in settings):
+            raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
+        settings.append(f"nproc={options.nproc}")
+    grid = parse_settings(settings, todo.declared)
     how = {"only": options.notebooks, "force": options.force}
     try:
         if any(len(values) > 1 for values in grid.values()):
@@ -108,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE[,VALUE...]",
         help="a parameter in place of the profile's; with several values, a grid of runs",
+    )
+    run.add_argument(
+        "--nproc", type=int, metavar="N", help="train with N processes; the same as --set nproc=N"
     )
     run.add_argument("--run-dir", default="", help="where to run, if not in runs/PROFILE")
     run.add_argument(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from affinity_lib.errors import InputError
 from affinity_lib.files import missing, save_scores
 from affinity_lib.inputs import Inputs
+from affinity_lib.progress import track
 
 
 class CAMNet(nn.Module):
@@ -128,7 +129,7 @@ def infer_cams(
     Raises:
         InputError: an image without a tag, or with one that the network does not know.
     """
-    for image_id in missing(ids, out, "npz"):
+    for image_id in track(missing(ids, out, "npz"), "CAMs"):
         tags = inputs.data.tags(image_id)
         if not tags:
             raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")

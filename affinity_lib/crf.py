@@ -17,6 +17,7 @@ import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
 
 from affinity_lib.errors import InputError
+from affinity_lib.progress import Progress
 
 # How processes start, and the seconds of work that are worth a pool of them. A forked worker has
 # the parent's imports and is there at once; elsewhere than on Linux forking is not safe.
@@ -168,7 +169,7 @@ def map_images(
 
         with tqdm(total=len(jobs), desc=progress) as line:
             return _map(function, jobs, workers, line.update)
-    return _map(function, jobs, workers, lambda: None)
+    return _map(function, jobs, workers, Progress("label maps", len(jobs)).advance)
 
 
 def available_cores() -> int:

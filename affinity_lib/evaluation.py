@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from affinity_lib.errors import InputError
+from affinity_lib.progress import track
 from affinity_lib.voc import VOID, VOCData
 
 
@@ -155,7 +156,7 @@ def evaluate(
         raise InputError(f"no image of the {split} split to evaluate: give at least one id")
     num_labels = len(data.classes) + 1
     total = np.zeros((num_labels, num_labels), dtype=np.int64)
-    for image_id in ids:
+    for image_id in track(ids, "evaluation"):
         try:
             total += confusion(data.mask(image_id), predict(image_id), num_labels)
         except InputError as error:

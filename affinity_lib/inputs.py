@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from affinity_lib.errors import InputError
 from affinity_lib.features import freeze
 from affinity_lib.files import load_tensors, missing, save_tensors
+from affinity_lib.progress import track
 from affinity_lib.transforms import TrainTransform, resize_long_side, to_tensor
 from affinity_lib.voc import VOID, VOCData
 
@@ -57,6 +58,9 @@ class Inputs:
             self.folder = Path(folder) / _digest(backbone, long_side, data.root)
             freeze(backbone, up_to=None)
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}}  # another process reads them again
+
     @property
     def stored(self) -> bool:
         """Whether the backbone is frozen and its levels are stored."""
@@ -73,7 +77,7 @@ class Inputs:
         todo = missing(ids, self.folder, "safetensors") if self.stored else []
         if todo:
             self.backbone.eval().to(memory_format=torch.channels_last)
-        for image_id in todo:
+        for image_id in track(todo, "features"):
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
             levels = self.backbone.levels(image.to(_device(self.backbone)))
             named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}

@@ -23,6 +23,9 @@ from affinity_lib.runs import find_root
 DECISIVE = ("torch", "torchvision", "timm", "pydensecrf2", "pydensecrf", "numpy", "scipy")
 """The packages whose versions can change a stage's numbers, and so are in its key."""
 
+_SPEED = ("workers", "nproc")
+"""The parameters that change how long a stage takes, and no number but by rounding."""
+
 _TOOLS = ("papermill", "nbclient", "ipykernel", "matplotlib", "pillow", "safetensors")
 
 
@@ -44,7 +47,7 @@ def stage_key(
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     return {
         "code": digest(code),
-        "parameters": dict(parameters),
+        "parameters": {k: v for k, v in parameters.items() if k not in _SPEED},
         "inputs": dict(inputs),
         "library": _library_hashes(code),
         "packages": versions(DECISIVE),

@@ -17,6 +17,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 from affinity_lib.files import load_json, write_aside
+from affinity_lib.gallery import gallery
 from affinity_lib.manifest import load_manifest
 from affinity_lib.results import PAPER_VAL, TABLE1
 
@@ -46,7 +47,7 @@ def write_report(run: Path) -> Path:
     """
     results = load_json(run / "results.json")
     manifest = load_manifest(run)
-    parts = [_table(results), _classes(results)]
+    parts = [_table(results), _classes(results), gallery(run, manifest)]
     for stem in results["seconds"]:
         notebook = run / "notebooks" / f"{stem}.ipynb"
         _render(notebook)
@@ -222,6 +223,16 @@ figure.wide { grid-column: 1 / -1; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption p { margin: .3rem 0 0; max-width: 60rem; }
 pre { overflow-x: auto; font-size: .8rem; }
+.case { border-top: 1px solid #e8ebef; padding: .8rem 0 .4rem; }
+.gallery h3 { font-size: 1rem; margin: 1.2rem 0 .6rem; }
+.case small { color: #4a5668; margin-left: .4rem; }
+.case p { margin: 0 0 .4rem; }
+.steps { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8.5rem, 1fr); gap: .6rem; }
+.steps img { width: 100%; image-rendering: auto; }
+.key { white-space: nowrap; font-size: .85rem; color: #4a5668; margin-left: .7rem; }
+.key i { display: inline-block; width: .75rem; height: .75rem; margin-right: .25rem;
+  border: 1px solid #0003; }
+@media (max-width: 40rem) { .steps { grid-auto-columns: 7rem; } }
 """
 
 _PAGE = """<!doctype html>

@@ -28,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from affinity_lib import manifest as mf
 from affinity_lib.errors import InputError
 from affinity_lib.parameters import Parameter, checked, declared_parameters, load_profile
+from affinity_lib.progress import Display
 from affinity_lib.results import save_results, shown
 from affinity_lib.runs import Run, find_root
 
@@ -135,9 +136,11 @@ def execute(
         manifest |= mf.surroundings() | {"stages": mf.load_manifest(run)["stages"]}
         skipped: list[str] = []
         for number, stem in enumerate(chosen, 1):
-            say(f"[{number}/{len(chosen)}] {stem}", end=" ", flush=True)
+            head = f"[{number}/{len(chosen)}] {stem}"
+            say(head, end=" ", flush=True)
+            display = Display(head, run / f".progress.{os.getpid()}.json", say)
             try:
-                seconds = _stage(todo, stem, run, manifest, force, donors, say)
+                seconds = _stage(todo, stem, run, manifest, force, donors, say, display)
                 skipped += [] if seconds else [stem]
                 save_results(run, todo.profile, manifest, skipped)
             except OSError as error:
@@ -160,6 +163,7 @@ def _stage(
     force: bool,
     donors: Sequence[Path],
     say: Callable[..., None],
+    display: Display,
 ) -> float | None:
     """Bring one stage up to date; the seconds that it took, None if nothing had to run."""
     stages = manifest["stages"]
@@ -197,7 +201,8 @@ def _stage(
     stages[stem] = record
     mf.save_manifest(run, manifest)
     begin = time.perf_counter()
-    _papermill(todo, stem, run, manifest)
+    with display:
+        _papermill(todo, stem, run, manifest)
     seconds = time.perf_counter() - begin
     (run / stem).mkdir(exist_ok=True)
     data = todo.parameters(stem).get("data_root")

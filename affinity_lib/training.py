@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from affinity_lib.distributed import Together, rank, share, size
 from affinity_lib.errors import InputError
 from affinity_lib.files import write_aside
+from affinity_lib.processes import launch
+from affinity_lib.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,16 @@ def fit(
     checkpoint: Path,
     device: torch.device | str = "cpu",
     report_every: int = 1,
+    nproc: int = 1,
 ) -> list[float]:
     """Train ``model``; go on from ``checkpoint`` where an earlier call with this recipe stopped.
 
     A checkpoint of another recipe or of a network of other shapes is not gone on from.
 
     The order of the images, their augmentation and dropout depend on the seed, the epoch and the
-    image alone, so a run that was stopped and started again ends with the same weights.
+    image alone, so a run that was stopped and started again ends with the same weights. With
+    ``nproc`` processes each sees a share of every batch, under ``torchrun``; order of the images,
+    augmentation, dropout and losses are those of one process, but for rounding.
 
     Args:
         model: with a ``backbone`` attribute, trained in place.
@@ -90,14 +96,19 @@ def fit(
         checkpoint: file that holds the state after the last finished epoch.
         device: where to compute.
         report_every: epochs between two printed lines.
+        nproc: processes that train together, on the cores of this machine or a GPU each. A
+            training may be stopped with one number and go on with another.
 
     Returns:
         Mean loss of each epoch.
 
     Raises:
-        InputError: nothing to train on, a loss that is not finite, or a checkpoint that cannot
-            be read.
+        InputError: nothing to train on, a loss that is not finite, a checkpoint that cannot be
+            read, or more processes than GPUs.
+        RuntimeError: one of several processes failed.
     """
+    if nproc < 1:
+        raise InputError(f"nproc must be >= 1, got {nproc}")
     if len(samples) == 0:
         raise InputError("there is no image to train on: the list of images is empty")
     device = torch.device(device)
@@ -109,10 +120,19 @@ def fit(
         optimizer, lambda step: _factor(step / steps, recipe)
     )
     history = _restore(checkpoint, model, optimizer, schedule, recipe, device)
+    if nproc > 1 and len(history) < recipe.epochs:
+        job = (model.cpu(), samples, loss, recipe, checkpoint, device.type, report_every)
+        launch(nproc, device.type, Path(checkpoint).parent, fit, *job)
+        model.to(device)
+        history = _restore(checkpoint, model, optimizer, schedule, recipe, device)
+    net = Together(model) if size() > 1 else model
+    progress = Progress("training", recipe.epochs * len(samples), len(history) * len(samples))
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 10_007 + epoch)
-        mean = _epoch(model, samples, loss, recipe, epoch, optimizer, schedule, device)
+        mean = _epoch(net, samples, loss, recipe, epoch, optimizer, schedule, device, progress)
         history.append(mean)
+        if rank() > 0:
+            continue
         _save(checkpoint, model, optimizer, schedule, recipe, history)
         if (epoch + 1) % report_every == 0 or epoch + 1 == recipe.epochs:
             print(f"epoch {epoch + 1:3d} of {recipe.epochs}: loss {mean:.3f}", flush=True)
@@ -166,34 +186,39 @@ class _Seeded(Dataset):
         return len(self.samples)
 
 
-def _epoch(model, samples, loss, recipe, epoch, optimizer, schedule, device) -> float:
-    model.train()
+def _epoch(net, samples, loss, recipe, epoch, optimizer, schedule, device, progress) -> float:
+    net.train()
+    order = epoch_order(len(samples), recipe.seed, epoch)
+    batches = [order[k : k + recipe.batch_size] for k in range(0, len(order), recipe.batch_size)]
     loader = DataLoader(
         _Seeded(samples, recipe.seed, epoch),
-        batch_size=recipe.batch_size,
-        sampler=epoch_order(len(samples), recipe.seed, epoch),
-        num_workers=recipe.workers,
+        batch_sampler=[share(batch) for batch in batches],
+        num_workers=-(-recipe.workers // size()),
     )
     total = 0.0
-    for chunk in _chunks(loader, recipe.accumulate):
-        for batch in chunk:
+    for chunk in _chunks(zip(batches, loader, strict=True), recipe.accumulate):
+        for places, batch in chunk:
+            batch = _to(batch, device)
+            if size() > 1:
+                batch = net.whole(batch, len(places))
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision):
-                value = loss(model, _to(batch, device))
+                value = loss(net, batch)
             if not torch.isfinite(value):
                 raise InputError(
                     f"the loss is {value.item()} in epoch {epoch + 1}: lower lr ({recipe.lr:g})"
                 )
             (value / len(chunk)).backward()
             total += value.item()
+            progress.advance(len(places))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    return total / len(loader)
+    return total / len(batches)
 
 
-def _chunks(loader: DataLoader, size: int) -> Iterator[list]:
+def _chunks(batches: Iterable, size: int) -> Iterator[list]:
     chunk = []
-    for batch in loader:
+    for batch in batches:
         chunk.append(batch)
         if len(chunk) == size:
             yield chunk

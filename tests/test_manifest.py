@@ -45,6 +45,11 @@ def test_key_is_the_same_for_the_same_things(tmp_path):
     assert mf.changes(key(tmp_path), key(tmp_path)) == []
 
 
+def test_key_does_not_see_how_many_processes_work(tmp_path):
+    few, many = ({"beta": 4.0, "workers": n, "nproc": n} for n in (1, 8))
+    assert key(tmp_path, parameters=few) == key(tmp_path, parameters=many)
+
+
 def test_key_does_not_see_text_and_outputs(tmp_path):
     before = key(tmp_path)
     notebook = tmp_path / "01_walk.ipynb"

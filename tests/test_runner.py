@@ -245,6 +245,9 @@ def test_command_line_runs_reports_and_verifies(project, monkeypatch, capsys):
         (["run", "tiny", "--set", "bta=1"], "did you mean 'beta'?"),
         (["run", "tiny", "--set", "beta=[1]"], "beta must be float (01_walk), got the list [1]"),
         (["run", "tiny", "--set", "beta=1,x"], "beta must be float (01_walk), got the str 'x'"),
+        (["run", "tiny", "--nproc", "0"], "--nproc must be >= 1, got 0"),
+        (["run", "tiny", "--nproc", "2", "--set", "nproc=2"], "nproc is given twice"),
+        (["run", "tiny", "--nproc", "2"], "no notebook has a parameter 'nproc'"),
         (["verify", "nothing"], "nothing is not a run"),
     ],
 )
