@@ -25,7 +25,7 @@ STEMS = [
     "06_segmentation_network",
 ]
 LONGEST_CELL = 33
-OF_THE_MACHINE = {"run_dir"}  # where a run goes is no profile's choice
+OF_THE_MACHINE = {"run_dir", "shard", "num_shards"}  # where and in parts: no profile's choice
 ABSOLUTE = re.compile(
     r"(?<![\w.:/<])/(?:home|root|tmp|usr|var|opt|mnt|work|Users|private|workspace|content|data)/"
     r"|\b[A-Z]:\\\\?\w|file://"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_project import make_project, write_notebook
 
-from affinity_lib import runner
+from affinity_lib import locks, runner
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.manifest import load_manifest, save_manifest, verify
@@ -200,7 +200,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(project):
 
 
 def test_run_that_is_being_run_is_refused(project):
-    with runner._alone(project[1]), pytest.raises(InputError, match="is being run already"):
+    with locks.Hold(project[1]), pytest.raises(InputError, match="is being run already"):
         go(*project)
 
 
@@ -210,9 +210,12 @@ def test_only_takes_the_first_letters_of_a_notebook(project):
         go(*project, only=("07",))
 
 
-@pytest.mark.parametrize("name", ["run_dir", "profile"])
-def test_folder_and_profile_are_not_settings(project, name):
-    with pytest.raises(InputError, match="give PROFILE and --run-dir"):
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("profile", "PROFILE"), ("run_dir", "--run-dir"), ("shard", "--shard"), ("num_shards", "K/N")],
+)
+def test_where_and_in_which_part_it_runs_is_no_setting(project, name, instead):
+    with pytest.raises(InputError, match=f"{name} cannot be set: give .*{instead}"):
         go(*project, **{name: "x"})
 
 

@@ -167,7 +167,7 @@ def test_other_folders_and_files_of_the_stage_stay(project: Path):
     run.folder("04_random_walk", "others", beta=1)
     for beta in (8, 4):
         run.folder("04_random_walk", "walked", beta=beta)
-    names = {p.name for p in run.stage("04_random_walk").iterdir()}
+    names = {p.name for p in run.stage("04_random_walk").iterdir() if p.name[0] != "."}
     assert names == {"metrics.json", "others", "walked"}
 
 
