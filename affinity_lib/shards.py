@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ def execute_part(
     run = Run(todo.profile, run_dir).path
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
     say(f"{stem}, {'training' if until == TRAIN else f'shard {shard}/{num_shards}'}", end=" ")
-    with locks.Hold(run, beside=until == PER_IMAGE) as hold:
+    with ExitStack() as until_done:
         with locks.briefly(run / ".manifest.lock"):
+            hold = until_done.enter_context(locks.Hold(run, beside=until == PER_IMAGE))
             manifest = new_manifest(todo, run)
             reasons = _begin(todo, stem, run, manifest, hold)
             if trains and reasons and not manifest["stages"][stem].get("trained"):
@@ -100,12 +102,12 @@ def execute_part(
                     f"{stem} is not trained yet: run {todo.profile} --notebooks {stem[:2]} "
                     f"--until {TRAIN} first"
                 )
+            if until == PER_IMAGE:
+                hold.share()
         if not reasons:
             say("... skipped", flush=True)
             return run
         say(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
-        if until == PER_IMAGE:
-            hold.share()
         started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         values = {"shard": shard, "num_shards": num_shards}
         run_part(todo, stem, run, manifest, cells, name, values)
