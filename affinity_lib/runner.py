@@ -197,7 +197,8 @@ def begin(
     """
     if not resumed:
         _clear(run, stem)
-    for folder in (run / stem, run / "levels"):
+    own = [folder for folder in (run / stem, run / "levels") if not folder.is_symlink()]
+    for folder in own:
         for left in folder.rglob(".*.part*"):  # of a writer that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     now = datetime.now(UTC).isoformat(timespec="seconds")
