@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,28 +20,40 @@ def work(todo: runner.Plan, run: Path, lines: Connection) -> None:
     runner.execute(todo, run, say=lambda text, **_: lines.send(text))
 
 
-@contextmanager
-def working(todo: runner.Plan, run: Path) -> Iterator[tuple[Connection, object]]:
-    """A runner in a process of its own, which is killed at the end."""
-    processes = get_context("forkserver")
+def moments(todo: runner.Plan) -> Iterator[tuple[str, float, float]]:
+    """Twenty random moments, in the order of the stages.
+
+    A moment is a stage, the share of its cells that have ended, and seconds from there on: the
+    pace of the cells, not of a clock, makes them the same on a busy machine. The last cells of
+    the last stage are left alone, so that the run does not come to its end.
+    """
+    chance = random.Random(20)
+    stems = list(todo.notebooks)
+    for k in range(KILLS):
+        stem = stems[k * len(stems) // KILLS]
+        yield stem, chance.uniform(0, 0.6 if stem == stems[-1] else 1), chance.uniform(0, 1)
+
+
+def kill_a_runner(todo: runner.Plan, run: Path, stem: str, share: float, seconds: float) -> None:
+    """Let a runner come to that moment, or to the next stage, and kill it."""
+    processes = get_context("forkserver")  # its processes have the imports already
     processes.set_forkserver_preload(["affinity_lib.runner"])
     ours, its = processes.Pipe(duplex=False)
     process = processes.Process(target=work, args=(todo, run, its))
+    notebook = run / "notebooks" / f"{stem}.running.ipynb"
+    notebook.unlink(missing_ok=True)  # of the one before
     process.start()
     its.close()
-    try:
-        yield ours, process
-    finally:
-        process.kill()
-        process.join()
-
-
-def moments(seconds: dict[str, float]) -> list[tuple[str, float]]:
-    """Twenty moments in the order of the stages: a stage, and seconds after its beginning."""
-    chance = random.Random(20)
-    stems = sorted(seconds)
-    places = sorted(k * len(stems) // KILLS for k in range(KILLS))
-    return [(stems[k], chance.uniform(0, 1.1 * seconds[stems[k]])) for k in places]
+    while stem not in ours.recv():
+        pass
+    while not (ours.poll(0.02) and ours.recv().startswith("[")):
+        states = notebook.read_text().split('"status": ')[1:] if notebook.exists() else []
+        if states and sum('"completed"' in state for state in states) >= share * len(states):
+            process.join(seconds)
+            break
+    assert process.exitcode is None, "it ended before it was killed"
+    process.kill()
+    process.join()
 
 
 def without_times(results: Path) -> dict:
@@ -56,15 +67,10 @@ def test_run_that_is_killed_twenty_times_ends_with_the_files_of_an_undisturbed_o
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     undisturbed, todo = tiny_run
     killed = tmp_path / "run"
-    seconds = json.loads((undisturbed / "results.json").read_text())["seconds"]
-    for stem, moment in moments(seconds):
-        with working(todo, killed) as (lines, process):
-            while stem not in lines.recv():
-                pass
-            process.join(moment)
-            assert process.exitcode is None, "it ended before it was killed"
+    for moment in moments(todo):
+        kill_a_runner(todo, killed, *moment)
     stages = load_manifest(killed)["stages"]
-    assert sum(len(record.get("resumed", [])) for record in stages.values()) > KILLS / 2
+    assert sum(len(record.get("resumed", [])) for record in stages.values()) > KILLS / 3
     runner.execute(todo, killed)
     for stem in todo.notebooks:
         assert artifacts(killed, stem) == artifacts(undisturbed, stem)

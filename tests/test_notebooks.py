@@ -135,6 +135,19 @@ def test_no_code_cell_is_longer_than_a_screen(notebook):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
+def test_the_data_set_is_opened_where_papermill_or_a_profile_says(notebook):
+    sources = "\n".join(cell.source for cell in code(notebook))
+    assert "data_path(data_root)" in sources and "find_root" not in sources
+
+
+def test_a_notebook_with_a_cell_per_image_takes_shards(notebook):
+    cells = [cell for cell in code(notebook) if "per-image" in tags(cell)]
+    declared = next(cell for cell in code(notebook) if "parameters" in tags(cell)).source
+    assert len(cells) == ("\nshard: int = 0" in declared) == ("\nnum_shards: int = 1" in declared)
+    for cell in cells:
+        assert "shard_of(" in cell.source and "evaluate(" not in cell.source
+
+
 def test_no_cell_is_empty(notebook):
     assert all(cell.source.strip() for cell in notebook.cells)
 

@@ -9,6 +9,7 @@ import pytest
 from fake_project import make_project, write_notebook
 
 from affinity_lib import locks, runner
+from affinity_lib import manifest as mf
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.manifest import load_manifest, save_manifest, verify
@@ -102,6 +103,9 @@ def test_manifest_tells_what_was_run_and_its_files_verify(finished):
         "steps": [1, 4],
     }
     assert record["started"] <= record["ended"] and manifest["packages"]["papermill"]
+    assert manifest["parameters"]["seed"] == 0 and manifest["hash_seed"] == mf.hash_seed()
+    assert record["threads"] == mf.threads() and record["machine"]["name"]
+    assert {"commit", "dirty"} <= record.keys() and len(record["data"]["sha256"]) == 64
     assert verify(finished[1]) == (9, [])
 
 
@@ -131,9 +135,12 @@ def test_interrupted_stage_goes_on_with_what_it_has(project):
     manifest["stages"]["01_walk"]["state"] = "running"
     save_manifest(project[1], manifest)
     (project[1] / "01_walk" / ".left.1.part.npz").touch()
+    started = manifest["stages"]["01_walk"]["started"]
     (line,) = go(*project, only=("01",))
     assert line.startswith("[1/1] 01_walk (resumed) ...")
     assert (project[1] / "01_walk" / "visits.txt").read_text() == "vv"
+    record = load_manifest(project[1])["stages"]["01_walk"]
+    assert record["started"] == started <= record["resumed"][0] <= record["ended"]
     assert not list((project[1] / "01_walk").glob(".*"))
 
 
