@@ -105,7 +105,7 @@ def test_manifest_tells_what_was_run_and_its_files_verify(finished):
     assert record["started"] <= record["ended"] and manifest["packages"]["papermill"]
     assert manifest["parameters"]["seed"] == 0 and manifest["hash_seed"] == mf.hash_seed()
     assert record["threads"] == mf.threads() and record["machine"]["name"]
-    assert {"commit", "dirty"} <= record.keys() and len(record["data"]["sha256"]) == 64
+    assert {"commit", "dirty"} <= record.keys()
     assert verify(finished[1]) == (9, [])
 
 
