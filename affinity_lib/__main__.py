@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from affinity_lib.errors import InputError
+
+if TYPE_CHECKING:
+    from affinity_lib.runner import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +45,8 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
         settings.append(f"nproc={options.nproc}")
     grid = parse_settings(settings, todo.declared)
+    if options.shard or options.until:
+        return _part(options, todo, grid)
     how = {"only": options.notebooks, "force": options.force}
     try:
         if any(len(values) > 1 for values in grid.values()):
@@ -54,6 +60,27 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     page = report.write_report(run)
     print(f"\n{results.summary(run)}\n\n{results.shown(page)}")
+    return 0
+
+
+def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int:
+    from affinity_lib import runner, shards
+
+    if len(options.notebooks) != 1 or any(len(values) > 1 for values in grid.values()):
+        raise InputError("a part is of one notebook and one run: give --notebooks NN, and no grid")
+    if options.shard and options.until or options.force:
+        raise InputError("--shard, --until and --force cannot be given together")
+    part = {"only": options.notebooks[0]}
+    if options.shard:
+        part["shard"], part["num_shards"] = shards.parse_shard(options.shard)
+    else:
+        part["until"] = options.until
+    values = {name: values[0] for name, values in grid.items()}
+    try:
+        shards.execute_part(todo.with_values(values), options.run_dir, **part)
+    except runner.StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -122,6 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", default="", help="where to run, if not in runs/PROFILE")
     run.add_argument(
         "--notebooks", nargs="+", default=[], metavar="NN", help="only these, such as 03 04"
+    )
+    run.add_argument(
+        "--until",
+        choices=["train"],
+        help="only the training of the one notebook given, for shards to go on from",
+    )
+    run.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="only share K, from 0, of N of the images of the one notebook given",
     )
     run.add_argument("--force", action="store_true", help="run again even if nothing has changed")
 

@@ -19,7 +19,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.evaluation import confusion, iou
 from affinity_lib.files import load_scores
 from affinity_lib.plots import colorize, overlay
-from affinity_lib.runs import find_root
+from affinity_lib.runs import data_path
 from affinity_lib.voc import VOID, VOCData
 
 CAMS = "01_class_activation_maps/cams"
@@ -74,7 +74,7 @@ def gallery(run: Path, manifest: Mapping[str, Any]) -> str:
         return ""
     settings = record["key"]["parameters"]
     try:
-        data = VOCData(find_root() / settings["data_root"], settings["classes"].split() or None)
+        data = VOCData(data_path(settings["data_root"]), settings["classes"].split() or None)
         rows = _rows(run, data, data.ids("train"))
     except InputError as error:
         return _section(f"<p class=note>The pictures cannot be shown: {escape(str(error))}.</p>")

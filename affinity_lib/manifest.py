@@ -133,16 +133,27 @@ def save_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Where a run happens: versions of packages, machine and threads."""
+    """Where a run happens: versions of packages, the seed of Python's hashes, the computer."""
+    packages = {"python": platform.python_version()} | versions((*DECISIVE, *_TOOLS))
+    return {"packages": packages, "hash_seed": hash_seed()} | computer()
+
+
+def computer() -> dict[str, Any]:
+    """The machine that this runs on, and the number of threads that a notebook computes with."""
     return {
-        "packages": {"python": platform.python_version()} | versions((*DECISIVE, *_TOOLS)),
         "machine": {
+            "name": platform.node(),
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "cores": _usable_cores(),
         },
         "threads": threads(),
     }
+
+
+def hash_seed() -> str:
+    """The seed of Python's hashes in a notebook: ``PYTHONHASHSEED``, or 0."""
+    return os.environ.get("PYTHONHASHSEED", "0")
 
 
 def threads() -> int:

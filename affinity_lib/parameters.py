@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import nbformat
 import yaml
 
 from affinity_lib.errors import InputError
+from affinity_lib.runs import filled
 
 
 @dataclass(frozen=True)
@@ -192,16 +192,10 @@ def _filled(value: Any, path: Path) -> Any:
         return [_filled(item, path) for item in value]
     if not isinstance(value, str):
         return value
-    if "${VOC_ROOT}" in value:
-        folder = os.environ.get("VOC_ROOT", "")
-        if not folder:
-            raise InputError(
-                f"{path.name} needs the folder of the photographs: set VOC_ROOT=.../VOC2012"
-            )
-        value = value.replace("${VOC_ROOT}", str(Path(folder).expanduser().absolute()))
-    if "${" in value:
-        raise InputError(f"{path.name} may use ${{VOC_ROOT}} and no other variable, got {value}")
-    return value
+    try:
+        return filled(value)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
 
 
 def _fitted(value: Any, kind: ast.expr) -> Any:

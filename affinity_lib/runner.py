@@ -9,22 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import papermill
-from ipykernel.kernelspec import get_kernel_dict
+from ipykernel.kernelspec import get_kernel_dict, make_ipkernel_cmd
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from affinity_lib import locks
 from affinity_lib import manifest as mf
 from affinity_lib.errors import InputError
 from affinity_lib.parameters import Parameter, checked, declared_parameters, load_profile
@@ -32,7 +33,16 @@ from affinity_lib.progress import Display
 from affinity_lib.results import save_results, shown
 from affinity_lib.runs import Run, find_root
 
-_RESUMED = "resumed"
+RESUMED = "resumed"
+"""The only reason to run a stage that was stopped and goes on with what it has."""
+
+OF_THE_COMMAND = {
+    "profile": "PROFILE",
+    "run_dir": "--run-dir FOLDER",
+    "shard": "--shard K/N",
+    "num_shards": "--shard K/N",
+}
+"""Parameters that say where and in which part something runs, and how the command gives them."""
 
 
 class StageFailed(RuntimeError):
@@ -58,11 +68,11 @@ class Plan:
         return next(iter(self.notebooks.values())).parent.parent
 
     def parameters(self, stem: str) -> dict[str, Any]:
-        """All values that a notebook runs with, but for the folder of the run."""
+        """All values that decide what a notebook makes: not where, and in which part, it runs."""
         declared = self.declared[stem]
         values = {name: self.values.get(name, one.default) for name, one in declared.items()}
-        values.pop("run_dir", None)
-        return values
+        places = OF_THE_COMMAND.keys() - {"profile"}
+        return {name: value for name, value in values.items() if name not in places}
 
     def with_values(self, overrides: Mapping[str, Any]) -> Plan:
         """The same plan with some values in place of the profile's.
@@ -70,9 +80,9 @@ class Plan:
         Raises:
             InputError: an unknown parameter, or a value of the wrong kind.
         """
-        for name in ("profile", "run_dir"):
-            if name in overrides:
-                raise InputError(f"{name} cannot be set: give PROFILE and --run-dir instead")
+        for name in overrides:
+            if name in OF_THE_COMMAND:
+                raise InputError(f"{name} cannot be set: give {OF_THE_COMMAND[name]} instead")
         return replace(self, values=checked({**self.values, **overrides}, self.declared))
 
 
@@ -92,8 +102,9 @@ def plan(profile: str, folder: Path | None = None) -> Plan:
         raise InputError(f"{folder} has no notebooks named like 00_name.ipynb")
     declared = {stem: declared_parameters(path) for stem, path in notebooks.items()}
     values = load_profile(folder / "profiles" / f"{profile}.yaml")
-    if "run_dir" in values:
-        raise InputError("run_dir is not a setting of a profile: give --run-dir FOLDER")
+    for name in values:
+        if name != "profile" and name in OF_THE_COMMAND:
+            raise InputError(f"{name} is no setting of a profile: give {OF_THE_COMMAND[name]}")
     return Plan(profile, checked(values, declared), notebooks, declared)
 
 
@@ -123,17 +134,11 @@ def execute(
         StageFailed: a notebook failed, or the disk is full.
         InputError: a name in ``only`` fits no notebook, or the run is in use.
     """
-    for name in only:
-        if not any(stem.startswith(name) for stem in todo.notebooks):
-            raise InputError(
-                f"no notebook starts with {name!r}: there are {', '.join(todo.notebooks)}"
-            )
-    chosen = [stem for stem in todo.notebooks if stem.startswith(tuple(only) or "")]
+    chosen = chosen_notebooks(todo, only)
     run = Run(todo.profile, run_dir).path
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
-    with _alone(run):
-        manifest = {"profile": todo.profile, "parameters": dict(todo.values)}
-        manifest |= mf.surroundings() | {"stages": mf.load_manifest(run)["stages"]}
+    with locks.Hold(run):
+        manifest = new_manifest(todo, run)
         skipped: list[str] = []
         for number, stem in enumerate(chosen, 1):
             head = f"[{number}/{len(chosen)}] {stem}"
@@ -155,6 +160,61 @@ def execute(
     return run
 
 
+def chosen_notebooks(todo: Plan, only: Sequence[str]) -> list[str]:
+    """The stems that begin with one of some letters; all if there are none.
+
+    Raises:
+        InputError: nothing begins like that.
+    """
+    for name in only:
+        if not any(stem.startswith(name) for stem in todo.notebooks):
+            raise InputError(
+                f"no notebook starts with {name!r}: there are {', '.join(todo.notebooks)}"
+            )
+    return [stem for stem in todo.notebooks if stem.startswith(tuple(only) or "")]
+
+
+def new_manifest(todo: Plan, run: Path) -> dict[str, Any]:
+    """The manifest of a run that is about to go on: its stages, and all else as it is now."""
+    stages = mf.load_manifest(run)["stages"]
+    parameters = {name: value for s in todo.notebooks for name, value in todo.parameters(s).items()}
+    head = {"profile": todo.profile, "parameters": parameters}
+    return head | mf.surroundings() | {"stages": stages}
+
+
+def key_now(todo: Plan, stem: str, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The key of a stage, with what the stages before it have made."""
+    earlier = [name for name in todo.notebooks if name < stem and name in stages]
+    done = {name: stages[name] for name in earlier if stages[name]["state"] == "done"}
+    inputs = {name: mf.digest(record["artifacts"]) for name, record in done.items()}
+    return mf.stage_key(todo.notebooks[stem], todo.parameters(stem), inputs)
+
+
+def begin(
+    todo: Plan, stem: str, run: Path, manifest: dict[str, Any], key: Mapping, resumed: bool
+) -> dict[str, Any]:
+    """Note in the manifest that a stage runs; what it had goes first, unless it is resumed.
+
+    Returns:
+        The stage's record. It keeps the start of a stage that goes on, with the later starts.
+    """
+    if not resumed:
+        _clear(run, stem)
+    own = [folder for folder in (run / stem, run / "levels") if not folder.is_symlink()]
+    for folder in own:
+        for left in folder.rglob(".*.part*"):  # of a writer that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"state": "running", "key": key, "started": now}
+    if resumed:
+        record = dict(manifest["stages"][stem])
+        record["resumed"] = [*record.get("resumed", []), now]
+    record |= mf.git_state(todo.root) | mf.computer()
+    manifest["stages"][stem] = record
+    mf.save_manifest(run, manifest)
+    return record
+
+
 def _stage(
     todo: Plan,
     stem: str,
@@ -167,20 +227,14 @@ def _stage(
 ) -> float | None:
     """Bring one stage up to date; the seconds that it took, None if nothing had to run."""
     stages = manifest["stages"]
-    earlier = [name for name in todo.notebooks if name < stem and name in stages]
-    done = {name: stages[name] for name in earlier if stages[name]["state"] == "done"}
-    key = mf.stage_key(
-        todo.notebooks[stem],
-        todo.parameters(stem),
-        {name: mf.digest(record["artifacts"]) for name, record in done.items()},
-    )
+    key = key_now(todo, stem, stages)
     record = stages.get(stem)
-    reasons = ["forced"] if force else _reasons(run, stem, record, key)
+    reasons = ["forced"] if force else reasons_to_run(run, stem, record, key)
     if not reasons:
         return None
     for donor in () if force else donors:
         found = mf.load_manifest(donor)["stages"].get(stem)
-        if donor != run and not _reasons(donor, stem, found, key):
+        if donor != run and not reasons_to_run(donor, stem, found, key):
             _clear(run, stem)
             shutil.copytree(
                 donor / stem, run / stem, ignore=shutil.ignore_patterns(".*"), copy_function=_link
@@ -191,19 +245,11 @@ def _stage(
             return None
     say(f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''})", end=" ", flush=True)
 
-    if reasons != [_RESUMED]:
-        _clear(run, stem)
-    for left in (run / stem).rglob(".*.part*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"state": "running", "key": key, "started": started}
-    record |= mf.git_state(todo.root)
-    stages[stem] = record
-    mf.save_manifest(run, manifest)
-    begin = time.perf_counter()
+    record = begin(todo, stem, run, manifest, key, resumed=reasons == [RESUMED])
+    start = time.perf_counter()
     with display:
         _papermill(todo, stem, run, manifest)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     (run / stem).mkdir(exist_ok=True)
     data = todo.parameters(stem).get("data_root")
     stages[stem] = record | {
@@ -219,7 +265,9 @@ def _stage(
     return seconds
 
 
-def _reasons(run: Path, stem: str, record: Mapping[str, Any] | None, key: Mapping) -> list[str]:
+def reasons_to_run(
+    run: Path, stem: str, record: Mapping[str, Any] | None, key: Mapping
+) -> list[str]:
     """Why a stage has to run, in words; empty if it is up to date."""
     if record is None:
         return ["new"]
@@ -227,7 +275,7 @@ def _reasons(run: Path, stem: str, record: Mapping[str, Any] | None, key: Mappin
     if different:
         return [f"changed: {different[0]}", *different[1:]]
     if record["state"] != "done":
-        return [_RESUMED]
+        return [RESUMED]
     if data := mf.data_changes(record):
         return data
     if not (run / "notebooks" / f"{stem}.ipynb").is_file():
@@ -235,9 +283,38 @@ def _reasons(run: Path, stem: str, record: Mapping[str, Any] | None, key: Mappin
     return mf.damage(run, record["artifacts"])
 
 
-def _papermill(todo: Plan, stem: str, run: Path, manifest: Mapping[str, Any]) -> None:
+def run_part(
+    todo: Plan,
+    stem: str,
+    run: Path,
+    manifest: Mapping[str, Any],
+    cells: NotebookNode,
+    name: str,
+    values: Mapping[str, Any],
+) -> None:
+    """Execute some cells of a notebook; what was executed is kept only if it fails.
+
+    Args:
+        todo, stem, run, manifest: as for the whole notebook.
+        cells: a notebook with these cells.
+        name: of the part, for the file of a failed one.
+        values: of the parameters ``shard`` and ``num_shards``.
+    """
+    _papermill(todo, stem, run, manifest, cells, f".{name}", values)
+    (run / "notebooks" / f"{stem}.{name}.ipynb").unlink()
+
+
+def _papermill(
+    todo: Plan,
+    stem: str,
+    run: Path,
+    manifest: Mapping[str, Any],
+    cells: NotebookNode | None = None,
+    part: str = "",
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     notebook = todo.notebooks[stem]
-    final = run / "notebooks" / f"{stem}.ipynb"
+    final = run / "notebooks" / f"{stem}{part}.ipynb"
     failed = final.with_suffix(".failed.ipynb")
     running = final.with_suffix(".running.ipynb")
     declared = todo.declared[stem]
@@ -246,9 +323,9 @@ def _papermill(todo: Plan, stem: str, run: Path, manifest: Mapping[str, Any]) ->
         values["run_dir"] = str(run)
     try:
         papermill.execute_notebook(
-            notebook,
+            cells or notebook,
             running,
-            parameters=values,
+            parameters=values | dict(more),
             kernel_name="python3",
             kernel_manager_class=_ThisPython,
             cwd=notebook.parent,
@@ -286,13 +363,17 @@ class _ThisPython(AsyncKernelManager):
         paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
         env = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),
+            "PYTHONHASHSEED": mf.hash_seed(),
             "OMP_NUM_THREADS": str(mf.threads()),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         # Only what is fatal: the kernel's other messages are about itself, not about the notebook.
-        return KernelSpec(env=env, **get_kernel_dict(["--log-level=50"]))
+        argv = make_ipkernel_cmd("affinity_lib.kernel", extra_arguments=["--log-level=50"])
+        return KernelSpec(env=env, **get_kernel_dict() | {"argv": argv})
+
+    async def start_kernel(self, **how: Any) -> None:
+        await super().start_kernel(pass_fds=locks.inherited(), **how)
 
 
 def _clear(run: Path, stem: str) -> None:
@@ -319,21 +400,3 @@ def _disk_full(run: Path, manifest: Mapping[str, Any]) -> str:
         f"The disk of {shown(run)} is full: free some space and give the same command.\n"
         f"Kept, and not run again: {', '.join(done) or 'nothing yet'}"
     )
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Keep a second runner out of the same run."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{shown(run)} is being run already: wait, or give --run-dir"
-            ) from error
-        yield

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from affinity_lib.errors import InputError
 from affinity_lib.files import load_json, save_json
+from affinity_lib.locks import briefly
 
 NOTE = "made_with.json"
 
@@ -34,6 +37,61 @@ def find_root() -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise InputError(f"{here} is not inside the project: change to the project's folder first")
+
+
+def data_path(data_root: str) -> Path:
+    """The folder of a data set, as a profile or papermill gives it.
+
+    Args:
+        data_root: relative paths start at the project's folder; ``${VOC_ROOT}`` stands for that
+            environment variable.
+
+    Raises:
+        InputError: ``VOC_ROOT`` is not set, or another variable is named.
+
+    >>> data_path("data/toy") == find_root() / "data" / "toy"
+    True
+    """
+    return find_root() / filled(data_root)
+
+
+def filled(text: str) -> str:
+    """The text with ``${VOC_ROOT}`` filled in; a relative one starts at the current folder.
+
+    Raises:
+        InputError: ``VOC_ROOT`` is not set, or another variable is named.
+    """
+    if "${VOC_ROOT}" in text:
+        folder = os.environ.get("VOC_ROOT", "")
+        if not folder:
+            raise InputError(
+                f"{text} needs the folder of the photographs: set VOC_ROOT=.../VOC2012"
+            )
+        text = text.replace("${VOC_ROOT}", str(Path(folder).expanduser().absolute()))
+    if "${" in text:
+        raise InputError(f"a setting may use ${{VOC_ROOT}} and no other variable, got {text}")
+    return text
+
+
+def shard_of(ids: Sequence[str], shard: int, num_shards: int) -> list[str]:
+    """The images that one of several jobs works on: every ``num_shards``-th, from ``shard`` on.
+
+    Args:
+        ids: all image ids.
+        shard: the job's number, from 0.
+        num_shards: how many jobs share the images.
+
+    Raises:
+        InputError: there is no such shard.
+
+    >>> shard_of(["a", "b", "c"], shard=0, num_shards=2)
+    ['a', 'c']
+    """
+    if not 0 <= shard < num_shards:
+        raise InputError(
+            f"shard must be one of 0 to num_shards - 1, got shard {shard} of {num_shards}"
+        )
+    return list(ids)[shard::num_shards]
 
 
 class Run:
@@ -68,6 +126,7 @@ class Run:
 
         What they are made with is noted in the folder. Called again with the same, the folder
         is as it was, so that work goes on where it stopped; with anything else, it is emptied.
+        Several processes may ask for it at once.
 
         Args:
             stage: the stem of the notebook.
@@ -85,10 +144,10 @@ class Run:
         """
         folder = self.path / stage / name
         note = {key: _fingerprint(value) for key, value in sorted(made_with.items())}
-        if (folder / NOTE).exists() and load_json(folder / NOTE) == note:
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        save_json(folder / NOTE, note)
+        with briefly(self.path / stage / f".{name}.lock"):
+            if not (folder / NOTE).exists() or load_json(folder / NOTE) != note:
+                shutil.rmtree(folder, ignore_errors=True)
+                save_json(folder / NOTE, note)
         return folder
 
     def require(self, stage: str, file: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ def execute_grid(
         donors = [base, *sorted(folder.glob("*/"))]
         run = execute(
             plan,
-            folder / re.sub(r"[^\w.,=+-]+", "_", name),
+            _with_levels_of(base, folder / re.sub(r"[^\w.,=+-]+", "_", name)),
             only=only,
             force=force,
             donors=donors,
@@ -71,6 +72,18 @@ def execute_grid(
         results = load_json(run / "results.json")
         rows.append(point | results["table1"] | results["segmentation"])
     return write_tables(rows, list(grid), folder)
+
+
+def _with_levels_of(base: Path, run: Path) -> Path:
+    """The run's folder, where a frozen backbone's levels are those of ``base``: stored only once.
+
+    Their folders are named after all that they depend on, so runs can share them.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    (base / "levels").mkdir(exist_ok=True)
+    if not (run / "levels").exists():
+        (run / "levels").symlink_to(Path("..", "..", "levels"), target_is_directory=True)
+    return run
 
 
 def write_tables(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Path:
@@ -84,7 +97,7 @@ def write_tables(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Pat
     Returns:
         Path of the markdown file.
     """
-    metrics = [key for key in METRICS if any(key in row for row in rows)]
+    metrics = [key for key in METRICS if any(row.get(key) is not None for row in rows)]
     text = io.StringIO()
     table = csv.DictWriter(text, [*names, *metrics], extrasaction="ignore", lineterminator="\n")
     table.writeheader()
@@ -120,7 +133,7 @@ def _over_seeds(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str
     for group in groups.values():
         mean: Row = {name: group[0][name] for name in names}
         for key in metrics:
-            values = [row[key] for row in group if key in row] or [float("nan")]
+            values = [row[key] for row in group if row.get(key) is not None] or [math.nan]
             mean[key] = statistics.fmean(values)
             mean[f"{key} spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
         means.append(mean)
@@ -131,7 +144,7 @@ def _markdown(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str])
     heads = [*names, *(METRICS[key] for key in metrics)]
     lines = [heads, ["---"] * len(names) + ["---:"] * len(metrics)]
     for row in rows:
-        values = [row.get(key, "-") for key in metrics]
+        values = ["-" if row.get(key) is None else row[key] for key in metrics]
         numbers = [f"{one:.1f}" if isinstance(one, float) else str(one) for one in values]
         lines.append([*(str(row[name]) for name in names), *numbers])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -243,8 +243,9 @@ def _save(path, model, optimizer, schedule, recipe, history) -> None:
         "recipe": asdict(recipe),
         "history": history,
     }
-    with write_aside(path) as aside:
-        torch.save(state, aside)
+    # Through an open file: torch writes the name of a path into what it saves.
+    with write_aside(path) as aside, aside.open("wb") as file:
+        torch.save(state, file)
 
 
 def _restore(path, model, optimizer, schedule, recipe, device) -> list[float]:

@@ -1,4 +1,4 @@
-"""What all tests share: no deadlines on a busy machine, one thread, and how they spread over cores."""
+"""What all tests share: one thread, no deadlines, a tiny run, and how they spread over cores."""
 
 from __future__ import annotations
 
@@ -7,22 +7,43 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from tiny import TINY
+
+from affinity_lib import runner
 
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 torch.set_num_threads(1)
 
-LONG = ("test_chain",)
+OF_THE_RUN = ("test_chain", "test_kill", "test_snakemake")
+"""Files that need the tiny run."""
+
+LONG = (*OF_THE_RUN, "test_voc12_chain", "test_distributed")
 """Files that take longest, so that they start first."""
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> tuple[Path, runner.Plan]:
+    """A run of all notebooks at a tiny size that nothing has disturbed, and its plan."""
+    folder = tmp_path_factory.mktemp("chain")
+    todo = runner.plan("toy").with_values(TINY | {"data_root": str(folder / "data")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return runner.execute(todo, folder / "run"), todo
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and the notebooks in their order, on one of xdist's workers."""
+    """Give what belongs together to one of xdist's workers: the notebooks, a run, a file."""
     for item in items:
-        group = "notebooks" if item.path.suffix == ".ipynb" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: _place(item.path))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.path.suffix == ".ipynb":
+        return "notebooks"
+    return "runs" if item.path.stem in OF_THE_RUN else item.path.stem
 
 
 def _place(path: Path) -> int:

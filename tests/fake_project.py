@@ -64,13 +64,22 @@ def make_project(root: Path) -> Path:
     return folder
 
 
-def write_notebook(path: Path, parameters: str, sources: list[str], figure: int = -1) -> None:
-    """Write a notebook with a parameters cell; the code cell number ``figure`` gets that tag."""
+def write_notebook(
+    path: Path,
+    parameters: str,
+    sources: list[str],
+    figure: int = -1,
+    tags: list[list[str]] | None = None,
+) -> None:
+    """Write a notebook with a parameters cell; the code cell number ``figure`` gets that tag.
+
+    ``tags`` gives all tags of each code cell instead.
+    """
     cells = [new_markdown_cell(f"# The chapter {path.stem}")]
     cells.append(new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"]}))
     for number, source in enumerate(sources):
-        tags = ["figure"] if number == figure else []
-        cells.append(new_code_cell(source.strip(), metadata={"tags": tags}))
+        own = tags[number] if tags else ["figure"] * (number == figure)
+        cells.append(new_code_cell(source.strip(), metadata={"tags": own}))
         cells.append(new_markdown_cell(f"*What cell {number} shows.*\n\nAnd more about it."))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"

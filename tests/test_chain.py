@@ -6,35 +6,17 @@ import json
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from affinity_lib import report, runner
 from affinity_lib.convert import convert
 from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOCData, read_labels
 
-TINY = {
-    "train_images": 12,
-    "val_images": 4,
-    "image_size": 48,
-    "cam_width": 16,
-    "cam_crop": 48,
-    "cam_epochs": 2,
-    "affinity_width": 0.125,
-    "affinity_crop": 48,
-    "affinity_epochs": 1,
-    "segmentation_width": 16,
-    "segmentation_crop": 48,
-    "segmentation_epochs": 1,
-    "crf_iterations": 2,
-}
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
-    values = TINY | {"data_root": str(folder / "data")}
-    todo = runner.plan("toy").with_values(values)
-    return runner.execute(todo, folder / "run"), todo
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run
 
 
 def test_every_notebook_runs_and_leaves_its_metrics(run):

@@ -25,7 +25,7 @@ STEMS = [
     "06_segmentation_network",
 ]
 LONGEST_CELL = 33
-OF_THE_MACHINE = {"run_dir"}  # where a run goes is no profile's choice
+OF_THE_MACHINE = {"run_dir", "shard", "num_shards"}  # where and in parts: no profile's choice
 ABSOLUTE = re.compile(
     r"(?<![\w.:/<])/(?:home|root|tmp|usr|var|opt|mnt|work|Users|private|workspace|content|data)/"
     r"|\b[A-Z]:\\\\?\w|file://"
@@ -133,6 +133,19 @@ def test_a_profile_sets_only_what_some_notebook_declares(profile: Path):
 def test_no_code_cell_is_longer_than_a_screen(notebook):
     for cell in code(notebook):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+
+
+def test_the_data_set_is_opened_where_papermill_or_a_profile_says(notebook):
+    sources = "\n".join(cell.source for cell in code(notebook))
+    assert "data_path(data_root)" in sources and "find_root" not in sources
+
+
+def test_a_notebook_with_a_cell_per_image_takes_shards(notebook):
+    cells = [cell for cell in code(notebook) if "per-image" in tags(cell)]
+    declared = next(cell for cell in code(notebook) if "parameters" in tags(cell)).source
+    assert len(cells) == ("\nshard: int = 0" in declared) == ("\nnum_shards: int = 1" in declared)
+    for cell in cells:
+        assert "shard_of(" in cell.source and "evaluate(" not in cell.source
 
 
 def test_no_cell_is_empty(notebook):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from fake_project import make_project, write_notebook
 
-from affinity_lib import runner
+from affinity_lib import locks, runner
+from affinity_lib import manifest as mf
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.manifest import load_manifest, save_manifest, verify
@@ -102,6 +103,9 @@ def test_manifest_tells_what_was_run_and_its_files_verify(finished):
         "steps": [1, 4],
     }
     assert record["started"] <= record["ended"] and manifest["packages"]["papermill"]
+    assert manifest["parameters"]["seed"] == 0 and manifest["hash_seed"] == mf.hash_seed()
+    assert record["threads"] == mf.threads() and record["machine"]["name"]
+    assert {"commit", "dirty"} <= record.keys()
     assert verify(finished[1]) == (9, [])
 
 
@@ -131,9 +135,12 @@ def test_interrupted_stage_goes_on_with_what_it_has(project):
     manifest["stages"]["01_walk"]["state"] = "running"
     save_manifest(project[1], manifest)
     (project[1] / "01_walk" / ".left.1.part.npz").touch()
+    started = manifest["stages"]["01_walk"]["started"]
     (line,) = go(*project, only=("01",))
     assert line.startswith("[1/1] 01_walk (resumed) ...")
     assert (project[1] / "01_walk" / "visits.txt").read_text() == "vv"
+    record = load_manifest(project[1])["stages"]["01_walk"]
+    assert record["started"] == started <= record["resumed"][0] <= record["ended"]
     assert not list((project[1] / "01_walk").glob(".*"))
 
 
@@ -200,7 +207,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(project):
 
 
 def test_run_that_is_being_run_is_refused(project):
-    with runner._alone(project[1]), pytest.raises(InputError, match="is being run already"):
+    with locks.Hold(project[1]), pytest.raises(InputError, match="is being run already"):
         go(*project)
 
 
@@ -210,9 +217,12 @@ def test_only_takes_the_first_letters_of_a_notebook(project):
         go(*project, only=("07",))
 
 
-@pytest.mark.parametrize("name", ["run_dir", "profile"])
-def test_folder_and_profile_are_not_settings(project, name):
-    with pytest.raises(InputError, match="give PROFILE and --run-dir"):
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("profile", "PROFILE"), ("run_dir", "--run-dir"), ("shard", "--shard"), ("num_shards", "K/N")],
+)
+def test_where_and_in_which_part_it_runs_is_no_setting(project, name, instead):
+    with pytest.raises(InputError, match=f"{name} cannot be set: give .*{instead}"):
         go(*project, **{name: "x"})
 
 

@@ -10,7 +10,7 @@ import torch
 
 from affinity_lib import runs
 from affinity_lib.errors import InputError
-from affinity_lib.runs import Run, find_root, pick_device
+from affinity_lib.runs import Run, data_path, find_root, pick_device
 
 
 @pytest.fixture
@@ -46,6 +46,20 @@ def test_outside_of_any_project_the_remedy_is_named(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="change to the project's folder"):
         find_root()
+
+
+def test_the_data_set_is_found_from_the_project_or_where_the_variable_says(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VOC_ROOT", str(tmp_path / "VOC2012"))
+    assert data_path("data/toy") == project / "data" / "toy"
+    assert data_path(str(tmp_path)) == tmp_path
+    assert data_path("${VOC_ROOT}") == tmp_path / "VOC2012"
+    monkeypatch.delenv("VOC_ROOT")
+    with pytest.raises(InputError, match="set VOC_ROOT="):
+        data_path("${VOC_ROOT}")
+    with pytest.raises(InputError, match=r"no other variable, got \$\{HOME\}"):
+        data_path("${HOME}")
 
 
 def test_a_run_lives_where_it_is_told_to(project: Path, tmp_path: Path):
@@ -167,7 +181,7 @@ def test_other_folders_and_files_of_the_stage_stay(project: Path):
     run.folder("04_random_walk", "others", beta=1)
     for beta in (8, 4):
         run.folder("04_random_walk", "walked", beta=beta)
-    names = {p.name for p in run.stage("04_random_walk").iterdir()}
+    names = {p.name for p in run.stage("04_random_walk").iterdir() if p.name[0] != "."}
     assert names == {"metrics.json", "others", "walked"}
 
 

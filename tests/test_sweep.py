@@ -36,6 +36,10 @@ def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
         "54.0",
     ]
     results = json.loads((table.parent / "beta=16" / "results.json").read_text())
+    levels = {
+        (tmp_path / "run" / "sweep" / name / "levels").resolve() for name in ("beta=8", "beta=16")
+    }
+    assert levels == {tmp_path / "run" / "levels"}  # stored once for all
     assert results["skipped"] == ["00_draw"] and list(results["seconds"]) == ["00_draw", "01_walk"]
 
 
@@ -71,3 +75,11 @@ def test_picture_is_drawn_for_one_parameter_and_for_more(tmp_path, names):
 def test_seeds_alone_need_no_picture(tmp_path):
     table = sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
     assert "| 70.5 ± 0.7 |" in table.read_text() and not table.with_suffix(".png").exists()
+
+
+def test_what_was_not_measured_is_left_out_of_the_tables(tmp_path):
+    rows = [row | {"val": None} for row in ROWS]
+    rows[0]["rw"] = None
+    text = sweep.write_tables(rows, ["beta", "t", "seed"], tmp_path).read_text()
+    assert text.splitlines()[0] == "| beta | t | seed | CAM + RW, train |"
+    assert "| 4 | 16 | 0 | - |" in text and "| 4 | 16 | 71.0 ± 0.0 |" in text
