@@ -20,6 +20,7 @@ from affinity_lib.estimate import estimate, main, report
 from affinity_lib.runner import Plan, plan
 
 ONE = {"crf_seconds": 1.0, "walk_seconds": 0.1, "map_bytes": 100.0, "png_bytes": 10.0}
+ONE["soft_bytes"] = 1000.0
 PROFILES = ("voc12", "voc12-vgg16", "voc12-released")
 TRAIN, VAL = 10_582, 1_449
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from affinity_lib.errors import InputError
 from affinity_lib.files import save_json
-from affinity_lib.tables import SUBMISSION, Table, paper_tables, write_submission, write_tables
+from affinity_lib.submission import SUBMISSION, write_submission
+from affinity_lib.tables import Table, paper_tables, write_tables
 from affinity_lib.voc import VOC_CLASSES, VOCData, open_image, write_labels
 
 LABELS = ("background", *VOC_CLASSES)
