@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from affinity_lib import report, results, runner, sweep
+    from affinity_lib import report, results, runner, sweep, tables
     from affinity_lib.parameters import parse_settings
 
     todo = runner.plan(options.profile)
@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     except runner.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    tables.write_tables(run)
     page = report.write_report(run)
     print(f"\n{results.summary(run)}\n\n{results.shown(page)}")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.crf import CRFSettings, PairwiseCRF, map_images
 from affinity_lib.errors import InputError
-from affinity_lib.files import load_scores, missing
+from affinity_lib.files import load_scores, missing, save_scores
 from affinity_lib.segmentation_labels import enlarge, pixels
 from affinity_lib.voc import VOID, VOCData
 
@@ -51,22 +51,72 @@ def confident_labels(
     >>> confident_labels(np.zeros((1, 3, 3), np.uint8), cams, tags=[2]).tolist()
     [[2, 255, 0]]
     """
-    if not alpha_weak >= alpha_strong:
-        raise InputError(
-            f"alpha_weak weakens the background, so it must be >= alpha_strong: "
-            f"got {alpha_weak:g} < {alpha_strong:g}"
-        )
+    _check(alpha_strong, alpha_weak)
     if len(cams) == 0:
         raise InputError("an image without a tag has no confident areas: give it a tag")
+    return trusted(confidences(image, cams, (alpha_strong, alpha_weak), crf), tags).numpy()
+
+
+def confidences(
+    image: np.ndarray, cams: Tensor, alphas: Sequence[float], crf: CRFSettings | None = None
+) -> Tensor:
+    """Background and CAMs after the dCRF, for each of some exponents of Eq. 2.
+
+    Args:
+        image: (H, W, 3) uint8.
+        cams: (K, h, w) in [0, 1], of the tags present.
+        alphas: A exponents.
+        crf: settings of the dCRF, or None for none.
+
+    Returns:
+        (A, 1 + K, H, W), background first.
+    """
     refine = PairwiseCRF(image, crf) if crf is not None else np.asarray
     cams = resize(cams, image.shape[:2])
-    strong, weak = (
-        to_labels(torch.from_numpy(refine(with_background(cams, alpha).numpy())), tags).numpy()
-        for alpha in (alpha_strong, alpha_weak)
-    )
-    labels = np.where(strong > 0, strong, VOID)
-    labels[weak == 0] = 0
-    return labels.astype(np.uint8)
+    maps = [refine(with_background(cams, alpha).numpy()) for alpha in alphas]
+    return torch.from_numpy(np.stack(maps))
+
+
+def trusted(scores: Tensor, tags: Sequence[int]) -> Tensor:
+    """Labels from ``confidences`` with the amplified and with the weakened background.
+
+    Args:
+        scores: (2, 1 + K, H, W). Where all of them are 0, nothing is known.
+        tags: the K labels, 1..C.
+
+    Returns:
+        (H, W) uint8: 0 for trusted background, a tag for a trusted object, 255 for neutral.
+    """
+    strong, weak = (to_labels(each, tags) for each in scores)
+    strong[strong == 0] = VOID
+    strong[weak == 0] = 0
+    strong[scores.amax(dim=(0, 1)) < 1e-5] = VOID
+    return strong
+
+
+class SoftLabels:
+    """The released code's way of bringing labels to the grid of the features.
+
+    The two dCRF results of an image are cropped as they are, averaged over each cell, and compared
+    then. ``maps`` and ``pool`` are the arguments ``labels`` and ``pool`` of ``Inputs.samples``.
+
+    Args:
+        data: the data set.
+        folder: of the ``ID.npz`` that ``write_confident_labels`` wrote.
+        stride: pixels a cell.
+    """
+
+    def __init__(self, data: VOCData, folder: Path, stride: int) -> None:
+        self.data, self.folder, self.stride = data, Path(folder), stride
+
+    def maps(self, image_id: str) -> np.ndarray:
+        """Both results, background first in each, float32 (2 (1 + K), H, W)."""
+        return load_scores(self.folder / f"{image_id}.npz")[1]
+
+    def pool(self, image_id: str, maps: Tensor) -> Tensor:
+        """Labels of the grid (h, w), int64: 0, a tag or 255, from cropped maps."""
+        means = F.avg_pool2d(maps, self.stride, ceil_mode=True)
+        return trusted(means.unflatten(0, (2, -1)), self.data.tags(image_id)).long()
 
 
 def write_confident_labels(
@@ -79,6 +129,7 @@ def write_confident_labels(
     crf: CRFSettings | None = None,
     crf_scale: float = 1.0,
     workers: int | None = None,
+    soft: Path | None = None,
 ) -> None:
     """Write ``confident_labels`` of each image that has none yet, over a process pool.
 
@@ -90,8 +141,12 @@ def write_confident_labels(
         alpha_strong, alpha_weak, crf: see ``confident_labels``.
         crf_scale: factor on the image's size at which the dCRF runs.
         workers: processes, None for one a core.
+        soft: folder for what ``SoftLabels`` reads, both dCRF results in half precision; None to
+            keep the labels alone.
     """
-    job = partial(_write, data, Path(cams), Path(out), alpha_strong, alpha_weak, crf, crf_scale)
+    alphas = (alpha_strong, alpha_weak)
+    _check(*alphas)
+    job = partial(_write, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
     map_images(job, missing(ids, out, "png"), workers=workers)
 
 
@@ -118,9 +173,21 @@ def to_grid(labels: Tensor, size: tuple[int, int], num_labels: int) -> Tensor:
     return torch.where(winner == num_labels, VOID, winner)
 
 
-def _write(data, cams, out, alpha_strong, alpha_weak, crf, crf_scale, image_id) -> None:
+def _check(alpha_strong: float, alpha_weak: float) -> None:
+    if not alpha_weak >= alpha_strong:
+        raise InputError(
+            f"alpha_weak weakens the background, so it must be >= alpha_strong: "
+            f"got {alpha_weak:g} < {alpha_strong:g}"
+        )
+
+
+def _write(data, cams, out, soft, alphas, crf, crf_scale, image_id) -> None:
     tags, maps = load_scores(cams / f"{image_id}.npz")
     image = pixels(data, image_id, crf_scale)
-    labels = confident_labels(image, torch.from_numpy(maps), tags, alpha_strong, alpha_weak, crf)
+    scores = confidences(image, torch.from_numpy(maps), alphas, crf)
+    labels = trusted(scores, tags).numpy()
     width, height = data.image(image_id).size
+    if soft is not None:
+        whole = resize(scores.flatten(0, 1), (height, width))
+        save_scores(soft / f"{image_id}.npz", [0, *tags] * 2, whole, compress=True)
     data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))

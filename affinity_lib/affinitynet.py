@@ -20,11 +20,15 @@ class AffinityNet(nn.Module):
     Args:
         backbone: a network of ``affinity_lib.backbones``.
         channels: widths of the three 1x1 convolutions; the paper's are (128, 256, 512).
-        norm: group normalisation (equal groups of 16 channels and more) after each convolution.
+        norm: group normalisation after the convolutions: True for equal groups of 16 channels and
+            more, or the number of groups of each of the four, 0 for none. The released VGG16
+            variant has 8, 16 and 32 groups (of 8 channels each) and none after the fourth.
         activation: ``"relu"`` or ``"elu"``.
+        gain: of Xavier's uniform initialisation of the fourth convolution, 4 in the released code;
+            0 takes He's there, too.
 
     Raises:
-        InputError: not three widths >= 1, or an unknown activation.
+        InputError: not three widths >= 1, groups that do not divide them, or an unknown activation.
 
     >>> from affinity_lib.backbones import build_backbone
     >>> net = AffinityNet(build_backbone("small", output_stride=8))
@@ -36,8 +40,9 @@ class AffinityNet(nn.Module):
         self,
         backbone: nn.Module,
         channels: Sequence[int] = (128, 256, 512),
-        norm: bool = False,
+        norm: bool | Sequence[int] = False,
         activation: str = "relu",
+        gain: float = 0,
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -48,14 +53,21 @@ class AffinityNet(nn.Module):
         self.activation = ACTIVATIONS[activation]
         widths = [*channels, sum(channels)]
         inputs = [*backbone.channels, sum(channels)]
+        groups = [_groups(b) * norm for b in widths] if isinstance(norm, bool) else list(norm)
+        if len(groups) != 4 or any(n and b % n for n, b in zip(groups, widths, strict=False)):
+            raise InputError(
+                f"norm must be four numbers of groups that divide {widths}, got {norm}"
+            )
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 1, bias=norm) for a, b in zip(inputs, widths, strict=True)
+            nn.Conv2d(a, b, 1, bias=norm is True) for a, b in zip(inputs, widths, strict=True)
         )
         self.norms = nn.ModuleList(
-            nn.GroupNorm(_groups(b), b) if norm else nn.Identity() for b in widths
+            nn.GroupNorm(n, b) if n else nn.Identity() for n, b in zip(groups, widths, strict=True)
         )
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        if gain:
+            nn.init.xavier_uniform_(self.convs[3].weight, gain)
 
     def _layer(self, k: int, x: Tensor) -> Tensor:
         return self.activation(self.norms[k](self.convs[k](x)))

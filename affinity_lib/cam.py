@@ -24,6 +24,8 @@ class CAMNet(nn.Module):
         head: ``"conv"``, the paper's 3x3 convolution of ``width`` channels before the pooling, or
             ``"linear"``, the released code's dropout and pooling of the backbone's own features.
         width: channels of the 3x3 convolution.
+        root: take the square root of the positive class evidence, as the released code does with
+            VGG16.
 
     >>> from affinity_lib.backbones import build_backbone
     >>> net = CAMNet(build_backbone("small"), num_classes=5)
@@ -31,9 +33,16 @@ class CAMNet(nn.Module):
     torch.Size([2, 5])
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, head: str = "conv", width: int = 512):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        head: str = "conv",
+        width: int = 512,
+        root: bool = False,
+    ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.root = backbone, root
         if head == "conv":
             self.neck = nn.Sequential(
                 nn.Conv2d(backbone.top_channels, width, 3, padding=1), nn.ReLU()
@@ -59,6 +68,11 @@ class CAMNet(nn.Module):
     def activation(self, levels: Sequence[Tensor]) -> Tensor:
         """Class evidence w_c^T f(x, y), the numerator of Eq. 1, (B, C, h, w)."""
         return F.conv2d(self.features(levels), self.classifier.weight[:, :, None, None])
+
+    def evidence(self, levels: Sequence[Tensor]) -> Tensor:
+        """What is positive of ``activation``, or its square root, (B, C, h, w)."""
+        positive = self.activation(levels).relu()
+        return positive.sqrt() if self.root else positive
 
 
 def classification_loss(logits: Tensor, tags: Tensor) -> Tensor:
@@ -100,7 +114,7 @@ def multi_scale_activation(
             view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         if flip:
             view = torch.cat([view, view.flip(-1)])
-        maps = net.activation(net.backbone.levels(view)).relu()
+        maps = net.evidence(net.backbone.levels(view))
         maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
         total += maps[: len(images)]
         if flip:
@@ -116,6 +130,7 @@ def infer_cams(
     out: Path,
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
+    eps: float = 0,
 ) -> None:
     """Write the CAMs of the tags present for each image that has none yet.
 
@@ -125,6 +140,7 @@ def infer_cams(
         ids: image ids.
         out: folder of ``ID.npz`` score files, (K, h, w) in half precision.
         scales, flip: see ``multi_scale_activation``; stored levels know scale 1 without flip.
+        eps: see ``normalize``.
 
     Raises:
         InputError: an image without a tag, or with one that the network does not know.
@@ -134,14 +150,14 @@ def infer_cams(
         if not tags:
             raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
         if inputs.stored and list(scales) == [1] and not flip:
-            activation = net.activation(inputs.levels(image_id, net.backbone))
+            activation = net.evidence(inputs.levels(image_id, net.backbone))
         else:
             image = inputs.image(image_id)[None].to(net.classifier.weight.device)
             activation = multi_scale_activation(net, image, scales, flip)
-        save_scores(out / f"{image_id}.npz", tags, normalize(activation[0], tags).cpu())
+        save_scores(out / f"{image_id}.npz", tags, normalize(activation[0], tags, eps).cpu())
 
 
-def normalize(activation: Tensor, tags: Sequence[int]) -> Tensor:
+def normalize(activation: Tensor, tags: Sequence[int], eps: float = 0) -> Tensor:
     """CAMs of the tags present, each divided by its maximum (Eq. 1).
 
     Classes without a tag have M_c = 0 by definition and are left out.
@@ -149,6 +165,7 @@ def normalize(activation: Tensor, tags: Sequence[int]) -> Tensor:
     Args:
         activation: (C, h, w), class evidence; negative values count as none.
         tags: the K labels of the image, 1..C.
+        eps: added to the maximum; 1e-5 in the released code.
 
     Returns:
         (K, h, w) in [0, 1].
@@ -167,7 +184,7 @@ def normalize(activation: Tensor, tags: Sequence[int]) -> Tensor:
             "take a network that was trained on these classes"
         )
     cams = activation[[tag - 1 for tag in tags]].relu()
-    return cams / cams.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5)
+    return cams / (cams.amax(dim=(1, 2), keepdim=True) + eps).clamp(min=1e-5)
 
 
 def background(cams: Tensor, alpha: float) -> Tensor:
@@ -196,6 +213,32 @@ def background(cams: Tensor, alpha: float) -> Tensor:
 def with_background(cams: Tensor, alpha: float) -> Tensor:
     """The background map of Eq. 2 on top of the CAMs, (1 + K, h, w)."""
     return torch.cat([background(cams, alpha)[None], cams])
+
+
+def on_grid(
+    cams: Tensor, alpha: float, size: tuple[int, int], stride: int, pooling: bool = False
+) -> Tensor:
+    """Background and CAMs on the grid of AffinityNet's features, where the walk starts (Eq. 12).
+
+    Args:
+        cams: (K, h, w) in [0, 1].
+        alpha: exponent of Eq. 2.
+        size: height and width of the image that AffinityNet saw.
+        stride: pixels a cell of the grid.
+        pooling: the released code's way: CAMs and background of the image's size, zero-padded to
+            whole cells and averaged over each; otherwise both are interpolated.
+
+    Returns:
+        (1 + K, ceil(height / stride), ceil(width / stride)), background first.
+
+    >>> on_grid(torch.ones(1, 1, 1), 2, size=(4, 6), stride=4, pooling=True).tolist()
+    [[[0.0, 0.0]], [[1.0, 0.5]]]
+    """
+    if not pooling:
+        grid = (-(-size[0] // stride), -(-size[1] // stride))
+        return resize(with_background(cams, alpha), grid)
+    maps = with_background(resize(cams, size), alpha)
+    return F.avg_pool2d(F.pad(maps, (0, -size[1] % stride, 0, -size[0] % stride)), stride)
 
 
 def to_labels(scores: Tensor, tags: Sequence[int]) -> Tensor:

@@ -91,7 +91,8 @@ def estimate(todo: Plan, measured: Mapping[str, float] | None = None) -> list[Co
     costs.append(_network_cost(cam, p, cost, p["cam_batch"], flops, maps))
 
     crf, png = train * m["crf_seconds"], train * m["png_bytes"]
-    costs.append(Cost(labels, seconds=2 * crf, disk=png))
+    soft = train * m["soft_bytes"] if preset(p["preset"]).label_pooling == "mean" else 0
+    costs.append(Cost(labels, seconds=2 * crf, disk=png + soft))
 
     p = todo.parameters(affinity)
     net, cost = _trained(_affinity_net, p, p["affinity_crop"])
@@ -127,14 +128,18 @@ def measure() -> dict[str, float]:
     torch.set_num_threads(1)
     crf, walk = PairwiseCRF(photo, CRFSettings()), _seconds(random_walk, scores, affinity, offsets)
     torch.set_num_threads(threads)
+    unary = generator.random((1 + TAGS, HEIGHT, WIDTH), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         save_scores(Path(folder, "a.npz"), range(len(scores)), scores)
+        save_scores(Path(folder, "soft.npz"), range(1 + TAGS), crf(unary), compress=True)
         write_labels(Path(folder, "a.png"), np.array(labels))
-        npz, png = (Path(folder, name).stat().st_size for name in ("a.npz", "a.png"))
+        names = ("a.npz", "soft.npz", "a.png")
+        npz, soft, png = (Path(folder, name).stat().st_size for name in names)
     return {
-        "crf_seconds": _seconds(crf, generator.random((1 + TAGS, HEIGHT, WIDTH), np.float32)),
+        "crf_seconds": _seconds(crf, unary),
         "walk_seconds": walk,
         "map_bytes": npz / len(scores),
+        "soft_bytes": 2 * soft,
         "png_bytes": png,
     }
 
@@ -208,23 +213,23 @@ def _trained(
         return net, count_training(net, loss, crop)
 
 
-def _backbone(p: Mapping[str, Any], stage: str) -> nn.Module:
-    backbone = build_backbone(p["backbone"], p[f"{stage}_stride"])
+def _backbone(p: Mapping[str, Any], stage: str, **options: int) -> nn.Module:
+    backbone = build_backbone(p["backbone"], p[f"{stage}_stride"], **options)
     return freeze(backbone, p["frozen_stages"]) if p["frozen_stages"] >= 0 else backbone
 
 
 def _cam_net(p: Mapping[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    head = p["cam_head"] or preset(p["preset"]).cam_head
-    net = CAMNet(_backbone(p, "cam"), _CLASSES, head, p["cam_width"])
+    choice = preset(p["preset"], p["backbone"], cam_head=p["cam_head"])
+    backbone = _backbone(p, "cam", **choice.cam_backbone)
+    net = CAMNet(backbone, _CLASSES, choice.cam_head, p["cam_width"], choice.cam_root)
     return net, lambda logits: classification_loss(logits, torch.empty_like(logits))
 
 
 def _affinity_net(p: Mapping[str, Any]) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    choice = preset(p["preset"])
+    choice = preset(p["preset"], p["backbone"], affinity_norm=p["affinity_norm"] or None)
     channels = [round(c * p["affinity_width"]) for c in choice.affinity_channels]
-    net = AffinityNet(
-        _backbone(p, "affinity"), channels, p["affinity_norm"], choice.affinity_activation
-    )
+    backbone = _backbone(p, "affinity", **choice.affinity_backbone)
+    net = AffinityNet(backbone, channels, choice.affinity_norm, choice.affinity_activation)
     return net, lambda features: features.sum()
 
 

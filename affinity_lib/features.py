@@ -88,8 +88,8 @@ def freeze(backbone: Backbone, up_to: int | None = 0) -> Backbone:
 
     Frozen batch norm uses its running statistics, and its scale and shift stay; a frozen stage
     keeps its weights and drops nothing out.  Both survive a later ``.train()`` of the backbone
-    or of a network that holds it.  The authors freeze ResNet38's batch norm and its first
-    stage for the class network, its first two for AffinityNet, and VGG16's first two.
+    or of a network that holds it.  The authors freeze batch norm and the first two stages of
+    ResNet38 and of VGG16, in the class network and in AffinityNet.
 
     Args:
         backbone: the backbone, changed in place.

@@ -144,13 +144,19 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
         ) from error
 
 
-def save_scores(path: str | Path, tags: Sequence[int], scores: np.ndarray | torch.Tensor) -> None:
+def save_scores(
+    path: str | Path,
+    tags: Sequence[int],
+    scores: np.ndarray | torch.Tensor,
+    compress: bool = False,
+) -> None:
     """Save an image's score maps, for the tags present only, in half precision.
 
     Args:
         path: the file, usually ``*.npz``.
         tags: K class numbers; 0 may stand for a background map.
         scores: (K, h, w), one map a tag, within +-65504.
+        compress: pack the file, which pays where most scores are 0 or 1.
 
     Raises:
         InputError: the number of maps is not the number of tags, or a score is too large.
@@ -176,7 +182,8 @@ def save_scores(path: str | Path, tags: Sequence[int], scores: np.ndarray | torc
             f"got {scores.min():g} to {scores.max():g}: normalise them first"
         )
     with write_aside(path) as aside, aside.open("wb") as file:
-        np.savez(file, tags=np.asarray(tags, dtype=np.int64), scores=half)
+        save = np.savez_compressed if compress else np.savez
+        save(file, tags=np.asarray(tags, dtype=np.int64), scores=half)
 
 
 def load_scores(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ class Inputs:
         long_side: longer side in pixels that images are brought to for inference and for stored
             levels; 0 leaves them as they are.
         folder: where levels are stored, in a folder of their own for each state of the backbone.
+        pad_to: for inference and stored levels, pad images with the mean colour at their right and
+            bottom to multiples of this.
 
     Raises:
         InputError: another ``finetune``, or ``"head"`` without a folder.
@@ -46,16 +48,18 @@ class Inputs:
         finetune: str = "all",
         long_side: int = 0,
         folder: Path | None = None,
+        pad_to: int = 1,
     ):
         if finetune not in ("all", "head"):
             raise InputError(f"finetune must be all or head, got {finetune!r}")
-        self.data, self.backbone, self.long_side = data, backbone, long_side
+        self.data, self.backbone = data, backbone
+        self.long_side, self.pad_to = long_side, pad_to
         self.folder = None
         self._kept: dict[str, list[Tensor]] = {}  # levels in half precision, read once
         if finetune == "head":
             if folder is None:
                 raise InputError("finetune=head stores the backbone's levels: give their folder")
-            self.folder = Path(folder) / _digest(backbone, long_side, data.root)
+            self.folder = Path(folder) / _digest(backbone, long_side, pad_to, data.root)
             freeze(backbone, up_to=None)
 
     def __getstate__(self) -> dict:
@@ -69,7 +73,12 @@ class Inputs:
     def image(self, image_id: str) -> Tensor:
         """The image as a network takes it, (3, H, W)."""
         image = resize_long_side(self.data.image(image_id), self.long_side)
-        return to_tensor(image, self.backbone.mean, self.backbone.std)
+        tensor = to_tensor(image, self.backbone.mean, self.backbone.std)
+        return F.pad(tensor, (0, -image.width % self.pad_to, 0, -image.height % self.pad_to))
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Height and width of the image as a network takes it, before it is padded."""
+        return resize_long_side(self.data.image(image_id), self.long_side).size[::-1]
 
     @torch.inference_mode()
     def store(self, ids: Sequence[str]) -> None:
@@ -106,6 +115,7 @@ class Inputs:
         labels: Callable[[str], np.ndarray] | None = None,
         scale: tuple[float, float] | None = None,
         jitter: bool = True,
+        pool: Callable[[str, Tensor], Tensor] | None = None,
     ) -> Dataset:
         """Training samples: (image or levels, tags or labels) of each id.
 
@@ -114,9 +124,10 @@ class Inputs:
             crop: side of the random square crop in pixels of the network's input.
             tags: targets are the tags, a multi-hot vector (C,).
             labels: otherwise, targets are label maps: a function from id to (H, W) uint8 at the
-                size of the original image.
+                size of the original image, or to score maps (L, H, W) that ``pool`` turns into labels.
             scale: smallest and largest random scale of images.
             jitter: change the colours of images at random.
+            pool: from id and cropped score maps, which are 0 around the image, to the target.
         """
         if tags == (labels is not None):
             raise InputError("a sample needs either tags or labels as its target")
@@ -124,11 +135,11 @@ class Inputs:
             raise InputError(f"crop must be >= 1 pixel, got {crop}")
         if self.stored:
             self.store(ids)
-            return _LevelSamples(self, ids, crop, labels)
+            return _LevelSamples(self, ids, crop, labels, pool)
         transform = TrainTransform(
             crop, self.backbone.mean, self.backbone.std, scale=scale, jitter=jitter
         )
-        return _ImageSamples(self, ids, labels, transform)
+        return _ImageSamples(self, ids, labels, pool, transform)
 
     def _path(self, image_id: str) -> Path:
         return self.folder / f"{image_id}.safetensors"
@@ -140,8 +151,8 @@ def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
 
 
 class _ImageSamples(Dataset):
-    def __init__(self, inputs: Inputs, ids, labels, transform: TrainTransform):
-        self.inputs, self.ids, self.labels = inputs, list(ids), labels
+    def __init__(self, inputs: Inputs, ids, labels, pool, transform: TrainTransform):
+        self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
         self.transform = transform
 
     def __len__(self) -> int:
@@ -153,15 +164,20 @@ class _ImageSamples(Dataset):
         image = resize_long_side(data.image(image_id), side)
         if self.labels is None:
             return self.transform(image)[0], data.multi_hot([image_id])[0]
-        labels = np.asarray(resize_long_side(self.labels(image_id), side))
-        return self.transform(image, labels)
+        labels = self.labels(image_id)
+        if labels.ndim == 2:
+            labels = np.asarray(resize_long_side(labels, side))
+        elif labels.shape[1:] != (image.height, image.width):
+            labels = _resize(labels, (image.height, image.width), "bilinear").numpy()
+        seen, target = self.transform(image, labels)
+        return seen, target if self.pool is None else self.pool(image_id, target)
 
 
 class _LevelSamples(Dataset):
     """Random crops and flips of stored levels; labels at ``stride`` pixels a cell follow."""
 
-    def __init__(self, inputs: Inputs, ids, crop, labels):
-        self.inputs, self.ids, self.labels = inputs, list(ids), labels
+    def __init__(self, inputs: Inputs, ids, crop, labels, pool):
+        self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
         self.stride = inputs.backbone.output_stride
         self.cells = max(crop // self.stride, 1)
 
@@ -177,19 +193,27 @@ class _LevelSamples(Dataset):
         levels = [_crop(x[0], top, left, self.cells, flip, 0) for x in levels]
         if self.labels is None:
             return levels, self.inputs.data.multi_hot([image_id])[0]
-        labels = torch.from_numpy(np.array(self.labels(image_id))).float()[None, None]
         s = self.stride
-        labels = F.interpolate(labels, (height * s, width * s), mode="nearest-exact")[0].long()
-        return levels, _crop(labels, top * s, left * s, self.cells * s, flip, VOID)[0]
+        labels, size = np.array(self.labels(image_id)), (height * s, width * s)
+        place = (top * s, left * s, self.cells * s, flip)
+        if labels.ndim == 3:
+            return levels, self.pool(image_id, _crop(_resize(labels, size, "bilinear"), *place, 0))
+        return levels, _crop(_resize(labels[None], size, "nearest-exact").long(), *place, VOID)[0]
 
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _digest(backbone: nn.Module, long_side: int, root: Path) -> str:
+def _resize(maps: np.ndarray, size: tuple[int, int], mode: str) -> Tensor:
+    return F.interpolate(torch.from_numpy(maps)[None].float(), size, mode=mode)[0]
+
+
+def _digest(backbone: nn.Module, long_side: int, pad_to: int, root: Path) -> str:
     """What stored levels depend on, as a folder's name."""
-    digest = hashlib.sha256(f"{backbone.output_stride} {long_side} {root.absolute()}".encode())
+    seen = f"{backbone.output_stride} {long_side} {root.absolute()}"
+    seen += f" {pad_to}" if pad_to > 1 else ""
+    digest = hashlib.sha256(seen.encode())
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

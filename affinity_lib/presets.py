@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from affinity_lib.errors import InputError
 
@@ -16,31 +18,50 @@ class Preset:
         distance: L1 distance of Eq. 3 as ``"sum"`` or ``"mean"`` over the channels.
         affinity_channels: widths of the three 1x1 convolutions on the last three levels
             (section 4.1); their sum is the width of the fourth.
-        affinity_norm: group normalisation after the 1x1 convolutions (released, VGG16 only).
+        affinity_norm: group normalisation after the four 1x1 convolutions: none, of equal groups
+            (True), or the number of groups of each, where 0 is none.
         affinity_activation: ``"relu"`` or ``"elu"``.
+        affinity_gain: of Xavier's initialisation of the fourth convolution; 0 takes He's there,
+            as for the other three.
         cam_head: ``"conv"`` (3x3 convolution of 512, GAP, FC) or ``"linear"`` (dropout, GAP, FC).
+        cam_root: whether CAMs are square roots of the positive class evidence.
+        cam_eps: added to the maximum by which a CAM is divided (Eq. 1).
+        cam_backbone, affinity_backbone: options of ``build_backbone`` for these two networks; the
+            segmentation network's backbone has none.
         optimizer: ``"adam"`` or ``"sgd"`` (poly schedule, four learning-rate groups).
         weight_decay: of weights; biases have none.
         momentum: of SGD; the released code passes its weight decay here by mistake.
         loss_weights: of L_bg, L_fg and L_neg (Eq. 10); the released code takes a quarter.
         loss_eps: added inside of the logarithms of Eq. 7-9.
         alpha_weak: exponent of Eq. 2 that weakens the background (section 3.2.1).
+        label_pooling: how labels come to the grid of the features: ``"area"`` (the label with the
+            largest area of a cell; the paper does not say) or ``"mean"`` (the mean of each of the
+            two dCRF results over the cell, then argmax).
         pair_border: cells at the left, right and bottom whose pixels start no pair.
+        walk_pooling: whether the maps that are walked are means over the cells of a grid on the
+            image, zero-padded to whole cells, or (the paper does not say) interpolated.
     """
 
     name: str
     distance: str
     affinity_channels: tuple[int, int, int]
-    affinity_norm: bool
+    affinity_norm: bool | Sequence[int]
     affinity_activation: str
+    affinity_gain: float
     cam_head: str
+    cam_root: bool
+    cam_eps: float
     optimizer: str
     weight_decay: float
     momentum: float
     loss_weights: tuple[float, float, float]
     loss_eps: float
     alpha_weak: float
+    label_pooling: str
     pair_border: int
+    walk_pooling: bool
+    cam_backbone: Mapping[str, int] = field(default_factory=dict)
+    affinity_backbone: Mapping[str, int] = field(default_factory=dict)
 
 
 PRESETS = {
@@ -50,14 +71,19 @@ PRESETS = {
         affinity_channels=(128, 256, 512),
         affinity_norm=False,
         affinity_activation="relu",
+        affinity_gain=0,
         cam_head="conv",
+        cam_root=False,
+        cam_eps=0,
         optimizer="adam",
         weight_decay=0,
         momentum=0.9,
         loss_weights=(1, 1, 2),
         loss_eps=0,
         alpha_weak=24,
+        label_pooling="area",
         pair_border=0,
+        walk_pooling=False,
     ),
     "released": Preset(
         name="released",
@@ -65,27 +91,49 @@ PRESETS = {
         affinity_channels=(64, 128, 256),
         affinity_norm=False,
         affinity_activation="elu",
+        affinity_gain=4,
         cam_head="linear",
+        cam_root=False,
+        cam_eps=1e-5,
         optimizer="sgd",
         weight_decay=5e-4,
         momentum=5e-4,
         loss_weights=(1 / 4, 1 / 4, 1 / 2),
         loss_eps=1e-5,
         alpha_weak=32,
+        label_pooling="mean",
         pair_border=4,
+        walk_pooling=True,
     ),
 }
 
+_OF_A_BACKBONE: dict[tuple[str, str], dict[str, Any]] = {
+    ("released", "vgg16"): {
+        "cam_root": True,
+        "affinity_norm": (8, 16, 32, 0),
+        "cam_backbone": {"fc6_dilation": 1, "pool5": False},
+        "affinity_backbone": {"fc6_dilation": 4, "pool5": False},
+    }
+}
 
-def preset(name: str) -> Preset:
+
+def preset(name: str, backbone: str = "", **chosen: Any) -> Preset:
     """Look a preset up by name.
+
+    Args:
+        name: "paper" or "released".
+        backbone: its name, as some of the released choices are for VGG16 alone.
+        chosen: fields with a value of their own; None, "" and -1 leave the preset's.
 
     Raises:
         InputError: no preset has that name.
 
-    >>> preset("paper").distance
-    'sum'
+    >>> preset("paper").distance, preset("paper", distance="mean", momentum=None).distance
+    ('sum', 'mean')
+    >>> [preset("released", name).cam_root for name in ("resnet38", "vgg16")]
+    [False, True]
     """
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
+    values = {key: value for key, value in chosen.items() if value not in (None, "", -1)}
+    return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}) | values)

@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
     """
     results = load_json(run / "results.json")
     manifest = load_manifest(run)
-    parts = [_table(results), _classes(results), gallery(run, manifest)]
+    parts = [_table(results), _classes(results), _files(run), gallery(run, manifest)]
     for stem in results["seconds"]:
         notebook = run / "notebooks" / f"{stem}.ipynb"
         _render(notebook)
@@ -147,6 +147,13 @@ def _classes(results: Mapping[str, Any]) -> str:
         "<details><summary>IoU of each class</summary><div class=scroll>"
         f"<table><tr><th>class{heads}{''.join(lines)}</table></div></details>"
     )
+
+
+def _files(run: Path) -> str:
+    """Links to the paper's tables, and to what VOC's evaluation server wants."""
+    found = [*sorted((run / "tables").glob("*")), *sorted(run.glob("*/results_*.tgz"))]
+    links = [f'<a href="{p.relative_to(run).as_posix()}">{escape(p.name)}</a>' for p in found]
+    return f"<section><h2>Tables as files</h2><p>{', '.join(links)}</p></section>" if links else ""
 
 
 def _times(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

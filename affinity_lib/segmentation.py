@@ -15,13 +15,14 @@ from affinity_lib.voc import VOID
 
 
 class SegmentationNet(nn.Module):
-    """A backbone and two atrous convolutions (section 4.2).
+    """A backbone and two atrous convolutions (section 4.2), or one of 1 x 1.
 
     Args:
         backbone: a network of ``affinity_lib.backbones``.
         num_classes: C, background not counted; the output has C + 1 channels.
-        width: channels of the first convolution.
-        dilation: of both convolutions.
+        width: channels of the first convolution; 0 for DeepLab-LargeFOV's classifier, dropout and
+            one 1 x 1 convolution, which on ``vgg16`` makes the paper's "Ours-DeepLab".
+        dilation: of both 3 x 3 convolutions.
 
     >>> from affinity_lib.backbones import build_backbone
     >>> net = SegmentationNet(build_backbone("small", output_stride=8), num_classes=5)
@@ -32,6 +33,10 @@ class SegmentationNet(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int, width: int = 512, dilation: int = 12):
         super().__init__()
         self.backbone = backbone
+        if width == 0:
+            classifier = nn.Conv2d(backbone.top_channels, num_classes + 1, 1)
+            self.head = nn.Sequential(nn.Dropout2d(0.5), classifier)
+            return
         atrous = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
         self.head = nn.Sequential(
             nn.Conv2d(backbone.top_channels, width, **atrous),

@@ -1,22 +1,19 @@
-"""The paper's tables for a run, as markdown and CSV, and the archive for VOC's evaluation server."""
+"""The paper's tables for a run, as markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.errors import InputError
 from affinity_lib.files import load_json, write_aside
 from affinity_lib.manifest import load_manifest
 from affinity_lib.plots import markdown_table
 from affinity_lib.results import PAPER_VAL, TABLE1
-from affinity_lib.voc import VOC_CLASSES, VOCData, read_labels
+from affinity_lib.voc import VOC_CLASSES
 
 Network = tuple[str, float | None, float | None]
 
@@ -31,9 +28,6 @@ RELEASED = {
     "vgg16": {"cam": 48.9, "rw": 59.6},
 }
 """Train mIoU that the authors print beside their released code: backbone -> row of Table 1."""
-
-SUBMISSION = "results/VOC2012/Segmentation/comp6_test_cls"
-"""Where the evaluation server looks for label maps in an archive."""
 
 
 @dataclass(frozen=True)
@@ -118,45 +112,6 @@ def paper_tables(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> l
         network = NETWORKS.get(backbone, (f"this run's network ({backbone})", None, None))
         found += [_table2(results, network, _testing(parameters)), _table4(results, network)]
     return found
-
-
-def write_submission(data: VOCData, split: str, predictions: Path, path: str | Path) -> Path:
-    """Pack label maps as VOC's evaluation server wants them; the same maps give the same bytes.
-
-    Args:
-        data: the data set whose images were labelled.
-        split: their list, "test" for Table 3.
-        predictions: folder of a palette PNG ``ID.png`` for each image.
-        path: the archive to write, ``.tgz``.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        InputError: a label map is missing, is not of its image's size, or has a label that is no
-            class (void counts as none).
-    """
-    maps = {image_id: predictions / f"{image_id}.png" for image_id in sorted(data.ids(split))}
-    for image_id, file in maps.items():
-        labels, size = read_labels(file), data.image(image_id).size
-        if labels.shape != size[::-1] or labels.max() > len(VOC_CLASSES):
-            raise InputError(
-                f"{file} is {labels.shape[1]} x {labels.shape[0]} with labels up to "
-                f"{labels.max()}, but the server wants {size[0]} x {size[1]} and labels up to "
-                f"{len(VOC_CLASSES)}: predict the {split} split of VOC 2012 again"
-            )
-    with (
-        write_aside(path) as aside,
-        aside.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for image_id, file in maps.items():
-            content = file.read_bytes()
-            member = tarfile.TarInfo(f"{SUBMISSION}/{image_id}.png")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return Path(path)
 
 
 def _table1(results: Mapping[str, Any]) -> Table:

@@ -19,6 +19,10 @@ from affinity_lib.voc import VOID
 ImageOrLabels = TypeVar("ImageOrLabels", Image.Image, np.ndarray)
 
 
+class ScoreMaps(tv_tensors.Mask):
+    """Score maps (L, H, W) that move with an image as its labels do."""
+
+
 class TrainTransform:
     """Random colours, scale, flip and crop: the paper's augmentation for all three networks.
 
@@ -65,10 +69,19 @@ class TrainTransform:
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         steps += [
-            v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
+            v2.ToDtype(
+                {
+                    tv_tensors.Image: torch.float32,
+                    tv_tensors.Mask: torch.int64,
+                    ScoreMaps: torch.float32,
+                },
+                scale=True,
+            ),
             v2.Normalize(mean, std),
             v2.RandomCrop(
-                crop, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: VOID}
+                crop,
+                pad_if_needed=True,
+                fill={tv_tensors.Image: 0, tv_tensors.Mask: VOID, ScoreMaps: 0},
             ),
         ]
         self._steps = v2.Compose(steps)
@@ -80,10 +93,12 @@ class TrainTransform:
 
         Args:
             image: RGB, any size.
-            labels: (H, W) of the image's size, 0..C or 255; None trains on tags.
+            labels: (H, W) of the image's size, 0..C or 255, or score maps (L, H, W); None trains
+                on tags.
 
         Returns:
-            image, float32 (3, crop, crop), normalised; labels, int64 (crop, crop), or None.
+            image, float32 (3, crop, crop), normalised; labels, int64 (crop, crop), score maps,
+            float32 (L, crop, crop) with 0 around the image, or None.
 
         Raises:
             InputError: labels of another size than the image.
@@ -91,13 +106,16 @@ class TrainTransform:
         pixels = functional.to_image(image)
         if labels is None:
             return self._steps(pixels).as_subclass(torch.Tensor), None
-        if labels.shape != (image.height, image.width):
+        if labels.shape[-2:] != (image.height, image.width):
             raise InputError(
                 f"labels of shape {labels.shape} do not fit an image of {image.height} x "
                 f"{image.width} (H x W): resize them together"
             )
-        pixels, mask = self._steps(pixels, tv_tensors.Mask(torch.from_numpy(labels)[None]))
-        return pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0]
+        soft = labels.ndim == 3
+        mask = ScoreMaps(torch.from_numpy(labels)) if soft else tv_tensors.Mask(labels[None])
+        pixels, mask = self._steps(pixels, mask)
+        mask = mask.as_subclass(torch.Tensor)
+        return pixels.as_subclass(torch.Tensor), mask if soft else mask[0]
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

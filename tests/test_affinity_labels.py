@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scenes import draw_scenes
 
-from affinity_lib.affinity_labels import confident_labels, to_grid, write_confident_labels
+from affinity_lib.affinity_labels import (
+    SoftLabels,
+    confident_labels,
+    to_grid,
+    write_confident_labels,
+)
 from affinity_lib.crf import CRFSettings
 from affinity_lib.errors import InputError
 from affinity_lib.files import save_scores
@@ -123,6 +128,37 @@ def test_labels_that_are_there_are_not_made_again(data, cams, tmp_path):
     write_confident_labels(data, ids, cams, out, workers=1)
     assert (out / f"{ids[0]}.png").read_bytes() == b"kept"
     assert len(list(out.iterdir())) == len(ids)
+
+
+def test_the_scores_of_both_dcrfs_are_kept_beside_the_labels_that_follow_from_them(
+    data, cams, tmp_path
+):
+    ids, out = data.ids("train"), tmp_path / "out"
+    crf = CRFSettings(iterations=2)
+    write_confident_labels(data, ids, cams, out, 2, 8, crf, workers=1, soft=out / "soft")
+    soft = SoftLabels(data, out / "soft", stride=1)
+    for image_id in ids:
+        maps = torch.from_numpy(soft.maps(image_id))
+        assert len(maps) == 2 * (1 + len(data.tags(image_id)))
+        labels = soft.pool(image_id, maps).numpy()
+        assert (
+            labels == data.read_labels(out / f"{image_id}.png")
+        ).mean() > 0.999  # half precision
+
+
+@given(seed=st.integers(0, 99), side=st.sampled_from([16, 20]))
+def test_soft_labels_decide_by_the_means_of_a_cell_as_the_released_loader_does(data, seed, side):
+    image_id = data.ids("train")[0]
+    tags = data.tags(image_id)
+    maps = np.random.default_rng(seed).random((2, 1 + len(tags), side, side)).astype(np.float32)
+    maps[..., :4, :] = 0  # outside of the image
+    means = maps.reshape(2, 1 + len(tags), side // 4, 4, side // 4, 4).mean(axis=(3, 5))
+    strong, weak = np.array([0, *tags])[means.argmax(axis=1)]
+    expected = np.where(strong == 0, VOID, strong)
+    expected[weak == 0] = 0
+    expected[0] = VOID
+    labels = SoftLabels(data, Path(), 4).pool(image_id, torch.from_numpy(maps).flatten(0, 1))
+    assert labels.tolist() == expected.tolist()
 
 
 def test_an_empty_list_of_images_writes_nothing(data, cams, tmp_path):

@@ -120,6 +120,18 @@ def test_channels_that_are_not_three_widths_are_refused(channels):
         AffinityNet(Mean(), channels)
 
 
+@pytest.mark.parametrize("norm", [(8, 16), (8, 16, 32, 0, 0), (3, 16, 32, 0), (8, 16, 32, 5)])
+def test_groups_that_do_not_divide_the_widths_are_refused(norm):
+    with pytest.raises(InputError, match="norm must be four numbers of groups that divide"):
+        AffinityNet(Mean(), (64, 128, 256), norm)
+
+
+def test_the_gain_is_the_bound_of_the_fourth_convolution():
+    weights = AffinityNet(Mean(), (4, 8, 16), gain=4).convs[3].weight
+    bound = 4 * (6 / (28 + 28)) ** 0.5
+    assert 0.9 * bound < weights.abs().max() <= bound
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(InputError, match="activation must be relu or elu, got 'gelu'"):
         AffinityNet(Mean(), activation="gelu")

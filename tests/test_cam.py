@@ -21,6 +21,7 @@ from affinity_lib.cam import (
     infer_cams,
     multi_scale_activation,
     normalize,
+    on_grid,
     resize,
     to_labels,
     with_background,
@@ -54,6 +55,39 @@ def test_the_logits_are_the_means_of_the_activation_maps(head):
     levels = net.backbone.levels(images)
     torch.testing.assert_close(net.activation(levels).mean(dim=(2, 3)), net(images))
     torch.testing.assert_close(net.from_levels(levels), net(images))
+
+
+def test_the_root_of_the_evidence_squared_is_its_positive_part():
+    net = CAMNet(build_backbone("small"), num_classes=3, width=16, root=True).eval()
+    levels = net.backbone.levels(torch.randn(1, 3, 40, 56))
+    torch.testing.assert_close(net.evidence(levels) ** 2, net.activation(levels).relu())
+
+
+@given(evidence=EVIDENCE, eps=st.floats(1e-5, 1))
+def test_with_eps_no_cam_reaches_its_maximum_and_all_keep_their_shape(evidence, eps):
+    evidence = torch.from_numpy(evidence)
+    cams, pulled = (normalize(evidence, [1, 3], e) for e in (0, eps))
+    top = evidence[[0, 2]].relu().amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(pulled * (top + eps), cams * top, atol=1e-4, rtol=1e-4)
+    assert (pulled < 1).all()
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 23), (5, 40), (1, 1)])
+def test_pooled_maps_are_the_means_of_cells_of_an_image_padded_with_zeros(size):
+    cams = torch.rand(2, *size)
+    height, width = (-(-side // 8) * 8 for side in size)
+    padded = np.zeros((3, height, width))
+    padded[:, : size[0], : size[1]] = with_background(cams, 16)
+    expected = padded.reshape(3, height // 8, 8, width // 8, 8).mean(axis=(2, 4))
+    pooled = on_grid(cams, 16, size, 8, pooling=True)
+    torch.testing.assert_close(pooled, torch.from_numpy(expected).float())
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 23)])
+def test_without_pooling_the_maps_are_interpolated_on_the_same_grid(size):
+    cams = torch.rand(2, 5, 7)
+    grid = (-(-size[0] // 8), -(-size[1] // 8))
+    torch.testing.assert_close(on_grid(cams, 16, size, 8), resize(with_background(cams, 16), grid))
 
 
 def test_permuted_classes_permute_the_activation_maps_and_the_logits(net):

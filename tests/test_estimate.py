@@ -19,7 +19,14 @@ from affinity_lib.counting import (
 from affinity_lib.estimate import estimate, main, report
 from affinity_lib.runner import Plan, plan
 
-ONE = {"crf_seconds": 1.0, "walk_seconds": 0.1, "map_bytes": 100.0, "png_bytes": 10.0}
+ONE = {
+    "crf_seconds": 1.0,
+    "walk_seconds": 0.1,
+    "map_bytes": 100.0,
+    "soft_bytes": 1000.0,
+    "png_bytes": 10.0,
+}
+
 PROFILES = ("voc12", "voc12-vgg16", "voc12-released")
 TRAIN, VAL = 10_582, 1_449
 
@@ -118,6 +125,11 @@ def test_what_is_measured_on_one_image_counts_for_all(tiny: Plan):
     assert costs["04"].seconds == pytest.approx(0.1 * TRAIN)
     assert costs["02"].disk == 10 * TRAIN
     assert costs["04"].disk == 3 * 100 * TRAIN
+
+
+def test_the_released_labels_keep_the_scores_of_both_dcrfs(tiny: Plan):
+    released = costs_of(tiny.with_values({"preset": "released"}))
+    assert released["02"].disk == (10 + 1000) * TRAIN
 
 
 def test_the_table_adds_up_and_hours_follow_the_speed(tiny: Plan):

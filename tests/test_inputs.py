@@ -107,6 +107,36 @@ def test_images_and_labels_are_augmented_together_and_padded_with_void(tmp_path,
         assert int((~outside).sum()) == min(crop, 24) * min(crop, 36)
 
 
+@pytest.mark.parametrize(("finetune", "long_side"), [("all", 0), ("head", 0), ("all", 18)])
+def test_score_maps_move_with_the_image_and_are_zero_around_it(tmp_path, finetune, long_side):
+    data, _ = cell_world(tmp_path / "data", 24, 36, pixels=STRIDE if not long_side else 2 * STRIDE)
+    maps = np.moveaxis(np.array(data.image("a")), -1, 0).astype(np.float32)  # the image's colours
+    inputs = Inputs(data, Mean(), finetune, long_side, tmp_path / "levels")
+    kind = {"labels": lambda image_id: maps, "pool": lambda image_id, x: (image_id, x)}
+    samples = inputs.samples(["a"], 32, jitter=False, **kind)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        seen, (image_id, cropped) = samples[0]
+        assert image_id == "a" and cropped.shape == (3, 32, 32)
+        if finetune == "head":
+            seen = seen[0].repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
+        inside = cropped.sum(dim=0) > 0
+        assert torch.equal(inside, seen.sum(dim=0) > 0)
+        close = (seen[:2] * 255 - cropped[:2]).abs() < STEP
+        assert close.all() if not long_side else close.float().mean() > 0.95
+
+
+def test_images_are_padded_with_the_mean_colour_to_multiples_for_inference_alone(tmp_path):
+    data, labels = cell_world(tmp_path / "data", 21, 30)
+    plain, padded = Inputs(data, Mean()), Inputs(data, Mean(), pad_to=8)
+    assert padded.size("a") == plain.size("a") == (21, 30)
+    image = padded.image("a")
+    assert image.shape == (3, 24, 32)
+    assert torch.equal(image[:, :21, :30], plain.image("a"))
+    assert not image[:, 21:].any() and not image[..., 30:].any()
+    assert padded.samples(["a"], 60, labels=lambda i: labels)[0][1].ne(VOID).sum() == 21 * 30
+
+
 def test_labels_follow_images_that_were_resized_for_a_backbone_that_learns(tmp_path):
     data, labels = cell_world(tmp_path / "data", 48, 72, pixels=8)
     inputs = Inputs(data, Mean(), "all", long_side=36)

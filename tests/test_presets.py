@@ -56,9 +56,13 @@ def test_the_released_loss_is_a_quarter_of_the_papers():
 @pytest.mark.parametrize("choice", PRESETS.values(), ids=PRESETS)
 def test_every_choice_is_one_that_the_library_knows(choice):
     backbone = build_backbone("small")
-    CAMNet(backbone, 3, choice.cam_head)
+    CAMNet(backbone, 3, choice.cam_head, root=choice.cam_root)
     AffinityNet(
-        backbone, choice.affinity_channels, choice.affinity_norm, choice.affinity_activation
+        backbone,
+        choice.affinity_channels,
+        choice.affinity_norm,
+        choice.affinity_activation,
+        choice.affinity_gain,
     )
     Recipe(1, 1, 0.1, choice.optimizer, weight_decay=choice.weight_decay, momentum=choice.momentum)
     features = torch.rand(1, 4, 9, 12)
@@ -67,6 +71,41 @@ def test_every_choice_is_one_that_the_library_knows(choice):
     W = affinities(features, offsets, choice.distance)
     loss = affinity_loss(W, pairs, weights=choice.loss_weights, eps=choice.loss_eps)
     assert loss.total > 0
+
+
+def test_released_alone_chooses_what_its_two_networks_have():
+    resnet38, vgg16 = (preset("released", name) for name in ("resnet38", "vgg16"))
+    assert (resnet38.cam_root, resnet38.affinity_norm) == (False, False)
+    assert (vgg16.cam_root, vgg16.affinity_norm) == (True, (8, 16, 32, 0))
+    assert resnet38.cam_backbone == resnet38.affinity_backbone == {}
+    with torch.device("meta"):
+        cam, affinity = (
+            build_backbone("vgg16", **options)
+            for options in (vgg16.cam_backbone, vgg16.affinity_backbone)
+        )
+        segmentation = build_backbone("vgg16")
+        net = AffinityNet(affinity, vgg16.affinity_channels, vgg16.affinity_norm, "elu", 4)
+    assert [b.fc6.dilation[0] for b in (cam, affinity, segmentation)] == [1, 4, 12]
+    assert [len(list(b.pool5.children())) for b in (cam, affinity, segmentation)] == [0, 0, 2]
+    assert [getattr(norm, "num_groups", 0) for norm in net.norms] == [8, 16, 32, 0]
+    assert all(conv.bias is None for conv in net.convs)
+
+
+@pytest.mark.parametrize("backbone", ["resnet38", "vgg16", "small", ""])
+def test_the_papers_choices_are_the_same_for_every_network(backbone):
+    assert preset("paper", backbone) == PRESETS["paper"]
+
+
+def test_the_released_momentum_is_its_weight_decay_by_mistake():
+    assert PRESETS["released"].momentum == PRESETS["released"].weight_decay == 5e-4
+
+
+def test_what_is_chosen_by_hand_wins_and_what_is_left_open_does_not():
+    chosen = {"momentum": 0.9, "weight_decay": -1, "distance": "", "affinity_norm": None}
+    ours = preset("released", "vgg16", **chosen)
+    assert (ours.momentum, ours.weight_decay, ours.distance) == (0.9, 5e-4, "mean")
+    assert ours.affinity_norm == (8, 16, 32, 0)
+    assert preset("released", weight_decay=0.0).weight_decay == 0
 
 
 def test_released_reproduces_the_released_affinities_and_loss():

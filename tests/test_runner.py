@@ -241,7 +241,8 @@ def test_command_line_runs_reports_and_verifies(project, monkeypatch, capsys):
     monkeypatch.chdir(folder.parent)
     assert main(["run", "tiny", "--run-dir", "run"]) == 0
     assert "[3/3] 02_learn ... skipped\n\nmIoU in percent" in capsys.readouterr().out
-    assert (run / "index.html").is_file()
+    assert (run / "tables" / "table1.csv").is_file()
+    assert 'href="tables/table1.md"' in (run / "index.html").read_text()
     assert main(["verify", "run"]) == 0
     assert main(["compare", "run", "run"]) == 0
     (run / "02_learn" / "metrics.json").unlink()

@@ -39,6 +39,13 @@ def test_there_is_a_logit_for_background_and_each_class_in_each_cell(net):
     torch.testing.assert_close(net.from_levels(net.backbone.levels(images)), net(images))
 
 
+def test_without_a_width_the_head_is_deeplabs_classifier_behind_fc7():
+    with torch.device("meta"):
+        net = SegmentationNet(build_backbone("vgg16"), num_classes=20, width=0)
+        assert net(torch.empty(1, 3, 65, 80)).shape == (1, 21, 9, 10)
+    assert sum(p.numel() for p in net.parameters()) == 20_483_904 + (1024 + 1) * 21
+
+
 def test_the_loss_at_full_size_is_the_cross_entropy_of_the_pixels_that_are_not_void():
     logits, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
     labels[:, 0] = VOID

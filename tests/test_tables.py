@@ -13,7 +13,8 @@ from PIL import Image
 
 from affinity_lib.errors import InputError
 from affinity_lib.files import save_json
-from affinity_lib.tables import SUBMISSION, Table, paper_tables, write_submission, write_tables
+from affinity_lib.submission import SUBMISSION, submitted_ids, write_submission
+from affinity_lib.tables import Table, paper_tables, write_tables
 from affinity_lib.voc import VOC_CLASSES, VOCData, open_image, write_labels
 
 LABELS = ("background", *VOC_CLASSES)
@@ -162,6 +163,22 @@ def predictions(voc: VOCData, tmp_path: Path) -> Path:
         labels = generator.integers(0, 21, size)
         write_labels(tmp_path / "predictions" / f"{image_id}.png", labels)
     return tmp_path / "predictions"
+
+
+def test_without_their_list_no_image_is_predicted_for_the_server(voc, capsys):
+    assert submitted_ids(voc, "test") == voc.ids("test")
+    assert submitted_ids(voc, "") == []
+    assert capsys.readouterr().out == ""
+    assert submitted_ids(voc, "tests") == []
+    assert "has no list tests: nothing is predicted" in capsys.readouterr().out
+
+
+def test_a_part_of_the_classes_is_refused_before_anything_is_predicted(voc, predictions, tmp_path):
+    some = VOCData(voc.root, ["cat", "dog"])
+    with pytest.raises(InputError, match="wants all 20 classes .* got cat, dog: leave classes"):
+        submitted_ids(some, "test")
+    with pytest.raises(InputError, match="wants all 20 classes"):
+        write_submission(some, "test", predictions, tmp_path / "results.tgz")
 
 
 def test_the_archive_holds_each_label_map_where_the_server_looks(voc, predictions, tmp_path):

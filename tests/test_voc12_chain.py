@@ -1,0 +1,120 @@
+"""The paper's profiles pass through all notebooks, cut down by their parameters alone.
+
+ResNet38 at the paper's settings and VGG16 at the released code's: 4 images, 2 steps a network, crops
+of 64 pixels, random weights. What comes out is no segmentation, but every file is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from affinity_lib import report, runner, tables, voc12
+from affinity_lib.layout import write_tags
+from affinity_lib.submission import SUBMISSION
+from affinity_lib.voc import VOC_CLASSES, VOCData, read_labels, write_labels
+
+CUT = {
+    "device": "cpu",
+    "weights": "",
+    "workers": 0,
+    "mixed_precision": False,
+    "cam_crop": 64,
+    "affinity_crop": 64,
+    "segmentation_crop": 64,
+    "cam_batch": 1,
+    "affinity_batch": 1,
+    "segmentation_batch": 1,
+    "accumulate": 2,
+    "cam_epochs": 1,
+    "affinity_epochs": 1,
+    "segmentation_epochs": 1,
+    "cam_scales": [0.5, 1.0],
+    "crf_iterations": 2,
+}
+RUNS = {
+    "paper-resnet38": ("voc12", {"supervised": False}),
+    "released-vgg16": (
+        "voc12-released",
+        {"backbone": "vgg16", "segmentation_width": 0, "test_crf": True},
+    ),
+}
+LISTS = {"train": ["2007_000001", "2007_000002"], "val": ["2007_000003", "2007_000004"]}
+SBD = {"train": ["2008_000001", "2007_000003"], "val": ["2008_000002"]}
+TEST = ["2008_000003", "2008_000004"]
+SIZE = (70, 61)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """VOC 2012, SBD and a test list, put together as ``dataset: voc12`` does: 4 + 2 + 2 images."""
+    folder = tmp_path_factory.mktemp("voc12")
+    voc, sbd = folder / "VOC2012", folder / "dataset"
+    for part in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (voc / part).mkdir(parents=True)
+    (sbd / "cls").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    everything = sorted({*LISTS["train"], *LISTS["val"], *SBD["train"], *SBD["val"], *TEST})
+    for k, image_id in enumerate(everything):
+        label = (8, 15)[k % 2]  # cat, person
+        pixels = random.integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+        mask = np.zeros(SIZE[::-1], np.uint8)
+        mask[15:45, 10 + 2 * k : 40 + 2 * k] = label
+        pixels[mask > 0] = (200, 40, 20 * k)
+        Image.fromarray(pixels).save(voc / "JPEGImages" / f"{image_id}.jpg")
+        write_tags(voc / "Annotations" / f"{image_id}.xml", [VOC_CLASSES[label - 1]], SIZE)
+        write_labels(voc / "SegmentationClass" / f"{image_id}.png", mask)
+        savemat(sbd / "cls" / f"{image_id}.mat", {"GTcls": {"Segmentation": mask}})
+    for place, lists in ((voc / "ImageSets/Segmentation", LISTS | {"test": TEST}), (sbd, SBD)):
+        for name, ids in lists.items():
+            (place / f"{name}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voc12, "SIZES", {"train": 2, "val": 2, "train_aug": 4})
+        return voc12.prepare_voc12(folder / "data", voc, sbd)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, data, tmp_path_factory):
+    profile, changes = RUNS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    todo = runner.plan(profile).with_values(CUT | changes | {"data_root": str(data)})
+    yield runner.execute(todo, folder / "run"), todo
+    shutil.rmtree(folder)  # networks and checkpoints of gigabytes
+
+
+def test_every_notebook_runs_and_table_1_and_2_are_filled(run):
+    folder, todo = run
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["seconds"]) == set(todo.notebooks)
+    assert all(0 <= value <= 100 for value in results["table1"].values())
+    assert set(results["table1"]) == {"cam", "cam_crf", "rw", "rw_crf"}
+    assert ("supervised" in results["segmentation"]) == todo.values["supervised"]
+    assert tables.write_tables(folder)
+    with (folder / "tables" / "table2.csv").open() as file:
+        rows = list(csv.reader(file))
+    named = [row[0] for row in rows[1:]]  # those that a mask or a prediction has
+    assert {"background", "cat", "person", "mean"} <= set(named)
+    assert named == [name for name in ("background", *VOC_CLASSES, "mean") if name in named]
+    note = f"{'with' if todo.values.get('test_crf') else 'no'} dCRF"
+    assert note in (folder / "tables" / "table2.md").read_text()
+    page = report.write_report(folder).read_text()
+    assert 'href="tables/table1.csv"' in page and "results_test.tgz" in page
+
+
+def test_labels_of_all_augmented_images_and_the_servers_archive_are_there(run):
+    folder, todo = run
+    data = VOCData(todo.values["data_root"])
+    for image_id in data.ids("train_aug"):
+        labels = read_labels(folder / "05_segmentation_labels" / "labels" / f"{image_id}.png")
+        assert labels.shape == SIZE[::-1]
+        assert set(np.unique(labels)) <= {0, *data.tags(image_id)}
+    with tarfile.open(folder / "06_segmentation_network" / "results_test.tgz") as archive:
+        assert archive.getnames() == [f"{SUBMISSION}/{image_id}.png" for image_id in TEST]
