@@ -9,14 +9,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affinity_lib.errors import InputError
 from affinity_lib.features import freeze
 from affinity_lib.files import load_tensors, missing, save_tensors
-from affinity_lib.transforms import TrainTransform, resize_long_side, to_tensor
+from affinity_lib.inference import for_inference
+from affinity_lib.transforms import (
+    TrainTransform,
+    cut,
+    random_place,
+    resize_long_side,
+    scaled_size,
+    to_tensor,
+)
 from affinity_lib.voc import VOID, VOCData
+
+_PHOTOGRAPHS = 2**28  # bytes of decoded images that are kept in memory
 
 
 class Inputs:
@@ -51,6 +62,8 @@ class Inputs:
         self.data, self.backbone, self.long_side = data, backbone, long_side
         self.folder = None
         self._kept: dict[str, list[Tensor]] = {}  # levels in half precision, read once
+        self._photographs: dict[str, Image.Image] = {}
+        self._room = _PHOTOGRAPHS
         if finetune == "head":
             if folder is None:
                 raise InputError("finetune=head stores the backbone's levels: give their folder")
@@ -62,20 +75,33 @@ class Inputs:
         """Whether the backbone is frozen and its levels are stored."""
         return self.folder is not None
 
+    def photograph(self, image_id: str) -> Image.Image:
+        """The image at ``long_side``, decoded once where the data set fits into memory."""
+        image = self._photographs.get(image_id)
+        if image is None:
+            image = resize_long_side(self.data.image(image_id), self.long_side)
+            self._room -= 4 * image.width * image.height  # bytes
+            if self._room >= 0:
+                self._photographs[image_id] = image
+        return image
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Height and width of the image as a network takes it; reads no more than its header."""
+        width, height = scaled_size(self.data.image_size(image_id), self.long_side)
+        return height, width
+
     def image(self, image_id: str) -> Tensor:
         """The image as a network takes it, (3, H, W)."""
-        image = resize_long_side(self.data.image(image_id), self.long_side)
-        return to_tensor(image, self.backbone.mean, self.backbone.std)
+        return to_tensor(self.photograph(image_id), self.backbone.mean, self.backbone.std)
 
     @torch.inference_mode()
     def store(self, ids: Sequence[str]) -> None:
         """Compute and store the levels of the images that have none yet (frozen backbone only)."""
         todo = missing(ids, self.folder, "safetensors") if self.stored else []
-        if todo:
-            self.backbone.eval().to(memory_format=torch.channels_last)
+        backbone = for_inference(self.backbone) if todo else None
         for image_id in todo:
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
-            levels = self.backbone.levels(image.to(_device(self.backbone)))
+            levels = backbone.levels(image.to(_device(backbone)))
             named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}
             save_tensors(self._path(image_id), named)
 
@@ -138,19 +164,22 @@ def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
 class _ImageSamples(Dataset):
     def __init__(self, inputs: Inputs, ids, labels, transform: TrainTransform):
         self.inputs, self.ids, self.labels = inputs, list(ids), labels
+        self.tags = inputs.data.multi_hot(ids) if labels is None else None
         self.transform = transform
+        self._kept: dict[str, np.ndarray] = {}  # labels, read once
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, k: int):
         image_id = self.ids[k]
-        data, side = self.inputs.data, self.inputs.long_side
-        image = resize_long_side(data.image(image_id), side)
+        image = self.inputs.photograph(image_id)
         if self.labels is None:
-            return self.transform(image)[0], data.multi_hot([image_id])[0]
-        labels = np.asarray(resize_long_side(self.labels(image_id), side))
-        return self.transform(image, labels)
+            return self.transform(image)[0], self.tags[k]
+        if image_id not in self._kept:
+            labels = resize_long_side(self.labels(image_id), self.inputs.long_side)
+            self._kept[image_id] = labels
+        return self.transform(image, self._kept[image_id])
 
 
 class _LevelSamples(Dataset):
@@ -158,6 +187,7 @@ class _LevelSamples(Dataset):
 
     def __init__(self, inputs: Inputs, ids, crop, labels):
         self.inputs, self.ids, self.labels = inputs, list(ids), labels
+        self.tags = inputs.data.multi_hot(ids) if labels is None else None
         self.stride = inputs.backbone.output_stride
         self.cells = max(crop // self.stride, 1)
 
@@ -168,15 +198,15 @@ class _LevelSamples(Dataset):
         image_id = self.ids[k]
         levels = self.inputs.stored_levels(image_id)
         height, width = levels[0].shape[-2:]
-        top, left = (_offset(size, self.cells) for size in (height, width))
+        top, left = random_place((height, width), self.cells)
         flip = bool(torch.rand(()) < 0.5)
-        levels = [_crop(x[0], top, left, self.cells, flip, 0) for x in levels]
+        levels = [cut(x[0], top, left, self.cells, flip, fill=0) for x in levels]
         if self.labels is None:
-            return levels, self.inputs.data.multi_hot([image_id])[0]
+            return levels, self.tags[k]
         labels = torch.from_numpy(np.array(self.labels(image_id))).float()[None, None]
         s = self.stride
         labels = F.interpolate(labels, (height * s, width * s), mode="nearest-exact")[0].long()
-        return levels, _crop(labels, top * s, left * s, self.cells * s, flip, VOID)[0]
+        return levels, cut(labels, top * s, left * s, self.cells * s, flip, fill=VOID)[0]
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -189,16 +219,3 @@ def _digest(backbone: nn.Module, long_side: int, root: Path) -> str:
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _offset(size: int, crop: int) -> int:
-    room = size - crop
-    low, high = min(room, 0), max(room, 0)
-    return int(torch.randint(low, high + 1, ()))
-
-
-def _crop(x: Tensor, top: int, left: int, size: int, flip: bool, fill: float) -> Tensor:
-    height, width = x.shape[-2:]
-    pad = (-left, left + size - width, -top, top + size - height)  # negative padding crops
-    x = F.pad(x, pad, value=fill)
-    return x.flip(-1) if flip else x
