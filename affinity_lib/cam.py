@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,13 @@ from torch import Tensor, nn
 
 from affinity_lib.errors import InputError
 from affinity_lib.files import missing, save_scores
-from affinity_lib.inputs import Inputs
-from affinity_lib.progress import track
+from affinity_lib.inference import for_inference
+from affinity_lib.progress import Progress
+
+if TYPE_CHECKING:
+    from affinity_lib.inputs import Inputs
+
+_PIXELS = 2**17  # of the views that a CPU looks at together: their maps stay in its cache
 
 
 class CAMNet(nn.Module):
@@ -91,7 +98,7 @@ def multi_scale_activation(
 ) -> Tensor:
     """Sum of the ReLU'd class evidence over scales and mirror images.
 
-    Each image is seen once a scale together with its mirror image, in one batch.
+    Each view of an image is computed once; small views are looked at together.
 
     Args:
         net: the classification network, in ``eval`` mode.
@@ -109,13 +116,18 @@ def multi_scale_activation(
     total = images.new_zeros(len(images), net.classifier.out_features, *grid)
     for scale in scales:
         size = (max(round(height * scale), 1), max(round(width * scale), 1))
-        view = images
+        views = images
         if size != (height, width):
-            view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+            views = F.interpolate(
+                images, size, mode="bilinear", align_corners=False, antialias=True
+            )
         if flip:
-            view = torch.cat([view, view.flip(-1)])
-        maps = net.evidence(net.backbone.levels(view))
-        maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+            views = torch.cat([views, views.flip(-1)])
+        maps = [
+            net.evidence(net.backbone.levels(some))
+            for some in views.split(_together(size, images.device))
+        ]
+        maps = F.interpolate(torch.cat(maps), grid, mode="bilinear", align_corners=False)
         total += maps[: len(images)]
         if flip:
             total += maps[len(images) :].flip(-1)
@@ -134,6 +146,8 @@ def infer_cams(
 ) -> None:
     """Write the CAMs of the tags present for each image that has none yet.
 
+    Images of one size are looked at together, as many as a batch's pixels allow.
+
     Args:
         net: the classification network, in ``eval`` mode.
         inputs: of the network's backbone.
@@ -145,16 +159,45 @@ def infer_cams(
     Raises:
         InputError: an image without a tag, or with one that the network does not know.
     """
-    for image_id in track(missing(ids, out, "npz"), "CAMs"):
-        tags = inputs.data.tags(image_id)
-        if not tags:
+    todo = missing(ids, out, "npz")
+    tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
+    for image_id in todo:
+        if not tags[image_id]:
             raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
-        if inputs.stored and list(scales) == [1] and not flip:
-            activation = net.evidence(inputs.levels(image_id, net.backbone))
-        else:
-            image = inputs.image(image_id)[None].to(net.classifier.weight.device)
-            activation = multi_scale_activation(net, image, scales, flip)
-        save_scores(out / f"{image_id}.npz", tags, normalize(activation[0], tags, eps).cpu())
+    progress = Progress("CAMs", len(todo))
+
+    def save(image_id: str, evidence: Tensor) -> None:
+        cams = normalize(evidence, tags[image_id], eps)
+        save_scores(out / f"{image_id}.npz", tags[image_id], cams)
+        progress.advance()
+
+    if inputs.stored and list(scales) == [1] and not flip:
+        for image_id in todo:
+            save(image_id, net.evidence(inputs.levels(image_id, net.backbone))[0])
+        return
+    device = net.classifier.weight.device
+    fast = for_inference(net) if todo else net
+    for size, same in _by_size(inputs, todo).items():
+        count = _together(size, device)
+        for k in range(0, len(same), count):
+            some = same[k : k + count]
+            images = torch.stack([inputs.image(image_id) for image_id in some]).to(device)
+            evidence = multi_scale_activation(fast, images, scales, flip).cpu()
+            for image_id, each in zip(some, evidence, strict=True):
+                save(image_id, each)
+
+
+def _together(size: tuple[int, int], device: torch.device) -> int:
+    """How many images of this size (H, W) make a batch."""
+    pixels = _PIXELS if device.type == "cpu" else 32 * _PIXELS
+    return max(pixels // (size[0] * size[1]), 1)
+
+
+def _by_size(inputs: Inputs, ids: Sequence[str]) -> dict[tuple[int, int], list[str]]:
+    groups = defaultdict(list)
+    for image_id in ids:
+        groups[inputs.size(image_id)].append(image_id)
+    return groups
 
 
 def normalize(activation: Tensor, tags: Sequence[int], eps: float = 0) -> Tensor:

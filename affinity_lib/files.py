@@ -222,10 +222,26 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: the file is missing or does not decode.
     """
+    with _opened(path) as image:
+        image.load()
+        return image
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image; reads no more than the file's header.
+
+    Raises:
+        InputError: the file is missing or is no image.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
+            yield image
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: unpack the whole data set") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

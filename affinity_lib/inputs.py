@@ -9,15 +9,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affinity_lib.errors import InputError
 from affinity_lib.features import freeze
 from affinity_lib.files import load_tensors, missing, save_tensors
+from affinity_lib.inference import for_inference
 from affinity_lib.progress import track
-from affinity_lib.transforms import TrainTransform, resize_long_side, to_tensor
+from affinity_lib.transforms import (
+    TrainTransform,
+    cut,
+    random_place,
+    resize_long_side,
+    scaled_size,
+    to_tensor,
+)
 from affinity_lib.voc import VOID, VOCData
+
+_PHOTOGRAPHS = 2**28  # bytes of decoded images that are kept in memory
 
 
 class Inputs:
@@ -56,6 +67,8 @@ class Inputs:
         self.long_side, self.pad_to = long_side, pad_to
         self.folder = None
         self._kept: dict[str, list[Tensor]] = {}  # levels in half precision, read once
+        self._photographs: dict[str, Image.Image] = {}
+        self._room = _PHOTOGRAPHS
         if finetune == "head":
             if folder is None:
                 raise InputError("finetune=head stores the backbone's levels: give their folder")
@@ -63,32 +76,49 @@ class Inputs:
             freeze(backbone, up_to=None)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": {}}  # another process reads them again
+        return self.__dict__ | {"_kept": {}, "_photographs": {}}  # another process reads them again
 
     @property
     def stored(self) -> bool:
         """Whether the backbone is frozen and its levels are stored."""
         return self.folder is not None
 
-    def image(self, image_id: str) -> Tensor:
-        """The image as a network takes it, (3, H, W)."""
-        image = resize_long_side(self.data.image(image_id), self.long_side)
-        tensor = to_tensor(image, self.backbone.mean, self.backbone.std)
-        return F.pad(tensor, (0, -image.width % self.pad_to, 0, -image.height % self.pad_to))
+    def photograph(self, image_id: str) -> Image.Image:
+        """The image at ``long_side``, decoded once where the data set fits into memory."""
+        image = self._photographs.get(image_id)
+        if image is None:
+            image = resize_long_side(self.data.image(image_id), self.long_side)
+            self._room -= 4 * image.width * image.height  # bytes
+            if self._room >= 0:
+                self._photographs[image_id] = image
+        return image
+
+    def keeps(self, image_id: str) -> bool:
+        """Whether the decoded image stays in memory."""
+        return image_id in self._photographs
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Height and width of the image as a network takes it, before it is padded."""
-        return resize_long_side(self.data.image(image_id), self.long_side).size[::-1]
+        """Height and width of the image as a network takes it, before it is padded.
+
+        Reads no more than the image's header.
+        """
+        width, height = scaled_size(self.data.image_size(image_id), self.long_side)
+        return height, width
+
+    def image(self, image_id: str) -> Tensor:
+        """The image as a network takes it, (3, H, W)."""
+        tensor = to_tensor(self.photograph(image_id), self.backbone.mean, self.backbone.std)
+        height, width = tensor.shape[1:]
+        return F.pad(tensor, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
     @torch.inference_mode()
     def store(self, ids: Sequence[str]) -> None:
         """Compute and store the levels of the images that have none yet (frozen backbone only)."""
         todo = missing(ids, self.folder, "safetensors") if self.stored else []
-        if todo:
-            self.backbone.eval().to(memory_format=torch.channels_last)
+        backbone = for_inference(self.backbone) if todo else None
         for image_id in track(todo, "features"):
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
-            levels = self.backbone.levels(image.to(_device(self.backbone)))
+            levels = backbone.levels(image.to(_device(backbone)))
             named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}
             save_tensors(self._path(image_id), named)
 
@@ -153,24 +183,32 @@ def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
 class _ImageSamples(Dataset):
     def __init__(self, inputs: Inputs, ids, labels, pool, transform: TrainTransform):
         self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
+        self.tags = inputs.data.multi_hot(ids) if labels is None else None
         self.transform = transform
+        self._kept: dict[str, np.ndarray] = {}  # labels, read once
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, k: int):
         image_id = self.ids[k]
-        data, side = self.inputs.data, self.inputs.long_side
-        image = resize_long_side(data.image(image_id), side)
+        image = self.inputs.photograph(image_id)
         if self.labels is None:
-            return self.transform(image)[0], data.multi_hot([image_id])[0]
-        labels = self.labels(image_id)
-        if labels.ndim == 2:
-            labels = np.asarray(resize_long_side(labels, side))
-        elif labels.shape[1:] != (image.height, image.width):
-            labels = _resize(labels, (image.height, image.width), "bilinear").numpy()
-        seen, target = self.transform(image, labels)
+            return self.transform(image)[0], self.tags[k]
+        seen, target = self.transform(image, self._labels(image_id, image))
         return seen, target if self.pool is None else self.pool(image_id, target)
+
+    def _labels(self, image_id: str, image: Image.Image) -> np.ndarray:
+        if image_id in self._kept:
+            return self._kept[image_id]
+        labels = self.labels(image_id)
+        if labels.ndim == 3:
+            size = (image.height, image.width)
+            return labels if labels.shape[1:] == size else _resize(labels, size, "bilinear").numpy()
+        labels = resize_long_side(labels, self.inputs.long_side)
+        if self.inputs.keeps(image_id):
+            self._kept[image_id] = labels
+        return labels
 
 
 class _LevelSamples(Dataset):
@@ -178,6 +216,7 @@ class _LevelSamples(Dataset):
 
     def __init__(self, inputs: Inputs, ids, crop, labels, pool):
         self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
+        self.tags = inputs.data.multi_hot(ids) if labels is None else None
         self.stride = inputs.backbone.output_stride
         self.cells = max(crop // self.stride, 1)
 
@@ -188,17 +227,17 @@ class _LevelSamples(Dataset):
         image_id = self.ids[k]
         levels = self.inputs.stored_levels(image_id)
         height, width = levels[0].shape[-2:]
-        top, left = (_offset(size, self.cells) for size in (height, width))
+        top, left = random_place((height, width), self.cells)
         flip = bool(torch.rand(()) < 0.5)
-        levels = [_crop(x[0], top, left, self.cells, flip, 0) for x in levels]
+        levels = [cut(x[0], top, left, self.cells, flip, fill=0) for x in levels]
         if self.labels is None:
-            return levels, self.inputs.data.multi_hot([image_id])[0]
+            return levels, self.tags[k]
         s = self.stride
         labels, size = np.array(self.labels(image_id)), (height * s, width * s)
         place = (top * s, left * s, self.cells * s, flip)
         if labels.ndim == 3:
-            return levels, self.pool(image_id, _crop(_resize(labels, size, "bilinear"), *place, 0))
-        return levels, _crop(_resize(labels[None], size, "nearest-exact").long(), *place, VOID)[0]
+            return levels, self.pool(image_id, cut(_resize(labels, size, "bilinear"), *place, 0))
+        return levels, cut(_resize(labels[None], size, "nearest-exact").long(), *place, VOID)[0]
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -217,16 +256,3 @@ def _digest(backbone: nn.Module, long_side: int, pad_to: int, root: Path) -> str
     for name, value in backbone.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _offset(size: int, crop: int) -> int:
-    room = size - crop
-    low, high = min(room, 0), max(room, 0)
-    return int(torch.randint(low, high + 1, ()))
-
-
-def _crop(x: Tensor, top: int, left: int, size: int, flip: bool, fill: float) -> Tensor:
-    height, width = x.shape[-2:]
-    pad = (-left, left + size - width, -top, top + size - height)  # negative padding crops
-    x = F.pad(x, pad, value=fill)
-    return x.flip(-1) if flip else x

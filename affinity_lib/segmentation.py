@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from affinity_lib.crf import CRFSettings, dense_crf
-from affinity_lib.inputs import Inputs
 from affinity_lib.voc import VOID
+
+if TYPE_CHECKING:
+    from affinity_lib.inputs import Inputs
 
 
 class SegmentationNet(nn.Module):

@@ -8,19 +8,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torchvision import tv_tensors
+from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from affinity_lib.errors import InputError
 from affinity_lib.voc import VOID
 
 ImageOrLabels = TypeVar("ImageOrLabels", Image.Image, np.ndarray)
-
-
-class ScoreMaps(tv_tensors.Mask):
-    """Score maps (L, H, W) that move with an image as its labels do."""
 
 
 class TrainTransform:
@@ -61,30 +57,16 @@ class TrainTransform:
     ) -> None:
         if crop < 1:
             raise InputError(f"crop must be >= 1 pixel, got {crop}")
-        steps: list[nn.Module] = []
-        if jitter:
-            steps.append(v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1))
-        if scale is not None:
-            steps.append(_RandomScale(*scale))
-        if flip:
-            steps.append(v2.RandomHorizontalFlip())
-        steps += [
-            v2.ToDtype(
-                {
-                    tv_tensors.Image: torch.float32,
-                    tv_tensors.Mask: torch.int64,
-                    ScoreMaps: torch.float32,
-                },
-                scale=True,
-            ),
-            v2.Normalize(mean, std),
-            v2.RandomCrop(
-                crop,
-                pad_if_needed=True,
-                fill={tv_tensors.Image: 0, tv_tensors.Mask: VOID, ScoreMaps: 0},
-            ),
-        ]
-        self._steps = v2.Compose(steps)
+        if scale is not None and not 0 < scale[0] <= scale[1]:
+            raise InputError(
+                f"scale must be (smallest, largest) with 0 < smallest <= largest, "
+                f"got ({scale[0]}, {scale[1]})"
+            )
+        self.crop, self.scale, self.flip = crop, scale, flip
+        self.jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.1) if jitter else None
+        self._mean, self._std = (
+            255 * torch.tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (mean, std)
+        )
 
     def __call__(
         self, image: Image.Image, labels: np.ndarray | None = None
@@ -103,19 +85,53 @@ class TrainTransform:
         Raises:
             InputError: labels of another size than the image.
         """
-        pixels = functional.to_image(image)
-        if labels is None:
-            return self._steps(pixels).as_subclass(torch.Tensor), None
-        if labels.shape[-2:] != (image.height, image.width):
+        pixels, size = functional.pil_to_tensor(image), [image.height, image.width]
+        soft = labels is not None and labels.ndim == 3
+        maps = None if labels is None else torch.from_numpy(labels if soft else labels[None])
+        if maps is not None and list(maps.shape[1:]) != size:
             raise InputError(
-                f"labels of shape {labels.shape} do not fit an image of {image.height} x "
-                f"{image.width} (H x W): resize them together"
+                f"labels of shape {labels.shape} do not fit an image of {size[0]} x {size[1]} "
+                "(H x W): resize them together"
             )
-        soft = labels.ndim == 3
-        mask = ScoreMaps(torch.from_numpy(labels)) if soft else tv_tensors.Mask(labels[None])
-        pixels, mask = self._steps(pixels, mask)
-        mask = mask.as_subclass(torch.Tensor)
-        return pixels.as_subclass(torch.Tensor), mask if soft else mask[0]
+        if self.jitter is not None:
+            pixels = self.jitter(pixels)
+        if self.scale is not None:
+            factor = torch.empty(()).uniform_(*self.scale).item()
+            size = [max(1, round(side * factor)) for side in size]
+            pixels = functional.resize(pixels, size)
+            if maps is not None:
+                how = InterpolationMode.BILINEAR if soft else InterpolationMode.NEAREST
+                maps = functional.resize(maps, size, how)
+        place = (
+            *random_place(size, self.crop),
+            self.crop,
+            self.flip and bool(torch.rand(()) < 0.5),
+        )
+        pixels = cut(pixels.sub(self._mean).div_(self._std), *place, fill=0)
+        if maps is None:
+            return pixels, None
+        return pixels, cut(maps, *place, fill=0) if soft else cut(maps, *place, VOID)[0].long()
+
+
+def random_place(size: Sequence[int], crop: int) -> tuple[int, int]:
+    """Top and left of a random square of ``crop`` cells in a map of this size (H, W).
+
+    Where the map is smaller they are negative, and the map lies at a random place of the square.
+    """
+    rooms = [side - crop for side in size]
+    top, left = (int(torch.randint(min(room, 0), max(room, 0) + 1, ())) for room in rooms)
+    return top, left
+
+
+def cut(x: Tensor, top: int, left: int, crop: int, flip: bool, fill: float) -> Tensor:
+    """The square of ``crop`` cells of a map (C, H, W), mirrored if asked, ``fill`` outside of it.
+
+    >>> cut(torch.tensor([[[1, 2, 3]]]), top=0, left=1, crop=2, flip=True, fill=9).tolist()
+    [[[3, 2], [9, 9]]]
+    """
+    height, width = x.shape[-2:]
+    x = pad(x, (-left, left + crop - width, -top, top + crop - height), value=fill)
+    return x.flip(-1) if flip else x
 
 
 def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -152,32 +168,18 @@ def resize_long_side(image: ImageOrLabels, n: int) -> ImageOrLabels:
     if isinstance(image, np.ndarray):
         resized = resize_long_side(Image.fromarray(image), n) if n else image
         return np.array(resized)
-    factor = n / max(image.size)
-    if not n or factor == 1:
+    size = scaled_size(image.size, n)
+    if size == image.size:
         return image
-    width, height = (max(1, round(side * factor)) for side in image.size)
     labels = image.mode in ("L", "P")
-    return image.resize(
-        (width, height), Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC
-    )
+    return image.resize(size, Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC)
 
 
-class _RandomScale(v2.Transform):
-    """Image and labels by one factor, uniform in [smallest, largest]."""
+def scaled_size(size: tuple[int, int], n: int) -> tuple[int, int]:
+    """The two sides of an image when the longer one has n pixels, or as they are for n = 0.
 
-    def __init__(self, smallest: float, largest: float) -> None:
-        super().__init__()
-        if not 0 < smallest <= largest:
-            raise InputError(
-                f"scale must be (smallest, largest) with 0 < smallest <= largest, "
-                f"got ({smallest}, {largest})"
-            )
-        self.smallest, self.largest = smallest, largest
-
-    def make_params(self, flat_inputs: list) -> dict[str, list[int]]:
-        factor = torch.empty(()).uniform_(self.smallest, self.largest).item()
-        height, width = functional.get_size(flat_inputs[0])
-        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, list[int]]) -> torch.Tensor:
-        return functional.resize(inpt, params["size"])
+    >>> scaled_size((500, 375), 384)
+    (384, 288)
+    """
+    first, second = (max(1, round(side * n / max(size))) if n else side for side in size)
+    return first, second

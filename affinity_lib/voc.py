@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from affinity_lib.errors import InputError
-from affinity_lib.files import open_image, write_aside
+from affinity_lib.files import image_size, open_image, write_aside
 from affinity_lib.layout import read_classes
 
 VOC_CLASSES = (
@@ -116,6 +116,14 @@ class VOCData:
         """
         path = self.root / "JPEGImages" / f"{image_id}.jpg"
         return open_image(path).convert("RGB")
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """Width and height of an image, from its header.
+
+        Raises:
+            InputError: the file is missing or is no image.
+        """
+        return image_size(self.root / "JPEGImages" / f"{image_id}.jpg")
 
     def tags(self, image_id: str) -> tuple[int, ...]:
         """An image's tags as class numbers, ascending, each in 1..C. Empty: nothing we know.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scenes import CLASSES, Mean, draw_scenes, write_data
 
+from affinity_lib import cam
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import (
@@ -135,11 +136,11 @@ def test_cams_lie_between_0_and_1_and_reach_1_where_there_is_evidence(evidence, 
     cams = normalize(evidence, tags)
     assert cams.shape == (len(tags), 3, 5)
     assert 0 <= cams.min() <= cams.max() <= 1
-    for tag, cam in zip(tags, cams, strict=True):
+    for tag, one in zip(tags, cams, strict=True):
         if evidence[tag - 1].max() > 1e-5:
-            assert cam.max() == 1
-            assert cam.argmax() == evidence[tag - 1].argmax()
-        assert not cam[evidence[tag - 1] <= 0].any()
+            assert one.max() == 1
+            assert one.argmax() == evidence[tag - 1].argmax()
+        assert not one[evidence[tag - 1] <= 0].any()
 
 
 @given(evidence=EVIDENCE, factor=st.floats(0.5, 100))
@@ -199,6 +200,24 @@ def test_every_image_gets_the_cams_of_its_tags(net, data, tmp_path):
         assert tuple(tags) == data.tags(image_id)
         assert cams.shape == (len(tags), 5, 5)
         assert cams.min() >= 0 and cams.max() <= 1
+
+
+@pytest.mark.parametrize("pixels", [1, 3 * 40 * 40, 2**20])
+def test_cams_do_not_depend_on_the_images_beside_them(net, tmp_path, monkeypatch, pixels):
+    random = np.random.default_rng(0)
+    sizes = {"a": (40, 40), "b": (37, 51), "c": (40, 40), "d": (37, 51), "e": (40, 40)}
+    images = {name: random.integers(0, 256, (*s, 3), np.uint8) for name, s in sizes.items()}
+    data = write_data(tmp_path / "data", images, dict.fromkeys(images, ("ball", "cross")))
+    inputs = Inputs(data, net.backbone)
+    monkeypatch.setattr(cam, "_PIXELS", pixels)
+    monkeypatch.setattr(
+        cam, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
+    )
+    found: dict[str, torch.Tensor] = {}
+    infer_cams(net, inputs, list(images), tmp_path, scales=(0.5, 1, 1.5))
+    for name in images:
+        alone = multi_scale_activation(net, inputs.image(name)[None], (0.5, 1, 1.5))[0]
+        torch.testing.assert_close(found[name], normalize(alone, [1, 3]), atol=1e-5, rtol=0)
 
 
 def test_what_is_there_is_not_made_again(net, data, tmp_path):
@@ -276,6 +295,7 @@ def test_an_unknown_head_is_refused():
 def test_a_stopped_inference_leaves_whole_files_alone(net, data, tmp_path: Path, monkeypatch):
     inputs, ids = Inputs(data, net.backbone), data.ids("train")
     seen = []
+    monkeypatch.setattr(cam, "_PIXELS", 1)  # a batch is one image
 
     def image(image_id):
         seen.append(image_id)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scenes import CLASSES, Mean, draw_scenes, same_state, state_of, write_data
 
+from affinity_lib import inputs as inputs_module
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet
 from affinity_lib.errors import InputError
@@ -187,19 +188,19 @@ def test_a_stopped_store_leaves_whole_files_and_goes_on(data, tmp_path, monkeypa
     backbone, ids, seen = Mean(), data.ids("train"), []
     inputs = Inputs(data, backbone, "head", folder=tmp_path)
 
-    def levels(x):
-        seen.append(x)
+    def image(image_id):
+        seen.append(image_id)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return Mean.levels(backbone, x)
+        return Inputs.image(inputs, image_id)
 
-    monkeypatch.setattr(backbone, "levels", levels)
+    monkeypatch.setattr(inputs, "image", image)
     with pytest.raises(KeyboardInterrupt):
         inputs.store(ids)
     files = list(tmp_path.rglob("*.*"))
     assert len(files) == 2 and all(len(load_tensors(path)[0]) == 3 for path in files)
     inputs.store(ids)
-    assert len(seen) == len(ids) + 1
+    assert seen == [*ids[:3], *ids[2:]]
 
 
 def test_levels_of_another_backbone_or_size_are_not_taken_for_these(data, tmp_path):
@@ -262,3 +263,17 @@ def test_settings_that_cannot_be_are_refused(data, tmp_path):
             inputs.samples(["a"], 16, tags=True, labels=data.mask)
         with pytest.raises(InputError, match="crop must be >= 1 pixel, got 0"):
             inputs.samples(["a"], 0, tags=True)
+
+
+def test_an_image_is_decoded_once_while_there_is_room(data, monkeypatch):
+    ids, seen = data.ids("train"), []
+    decode = data.image
+    monkeypatch.setattr(data, "image", lambda image_id: seen.append(image_id) or decode(image_id))
+    monkeypatch.setattr(inputs_module, "_PHOTOGRAPHS", 2 * 4 * 40 * 40)  # bytes of two images
+    inputs = Inputs(data, Mean())
+    samples = inputs.samples(ids, crop=16, tags=True)
+    for _ in range(2):
+        for k in range(len(ids)):
+            assert samples[k][0].shape == (3, 16, 16)
+            assert inputs.image(ids[k]).shape == (3, 40, 40)
+    assert [seen.count(image_id) for image_id in ids] == [1, 1, 4, 4]
