@@ -127,11 +127,12 @@ class Display:
         words = "" if self.quiet else line(self.path)
         if not words or (not self.terminal and self.clock() - self._last < 30):
             return
-        text = f"{self.head}  {words}"
         if self.terminal:
-            width = shutil.get_terminal_size().columns
-            self.say(f"\r\033[K{text[: width - 1]}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            head = self.head[: max(width - len(words) - 2, 0)]
+            self.say(f"\r\033[K{f'{head}  {words}'[:width]}", end="", flush=True)
         else:
+            text = f"{self.head}  {words}"
             self.say(text if self._shown else f"\n{text}", flush=True)
         self._shown, self._last = True, self.clock()
 
