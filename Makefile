@@ -1,7 +1,9 @@
-# `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT.
+# `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT, ARGS, JOBS.
 PYTHON ?= python3
 PROFILE ?= toy
 ARGS ?=
+# Processes that share the tests; the notebooks alone keep one of them busy.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,8 @@ run: $(READY)  ## execute the notebooks with a profile: make run PROFILE=photos 
 test: $(READY)  ## check style, run the tests and every notebook
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest tests --nbval-lax --nbval-cell-timeout 600 notebooks $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-cell-timeout 600 \
+	  --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@$(BIN)/jupyter lab notebooks
