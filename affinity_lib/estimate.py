@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone, freeze
-from affinity_lib.cam import CAMNet, classification_loss
+from affinity_lib.cam import CAMNet, classification_loss, resize
 from affinity_lib.counting import RESERVE, Training, count_forward, count_training
 from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.errors import InputError
@@ -128,7 +128,7 @@ def measure() -> dict[str, float]:
     torch.set_num_threads(1)
     crf, walk = PairwiseCRF(photo, CRFSettings()), _seconds(random_walk, scores, affinity, offsets)
     torch.set_num_threads(threads)
-    unary = generator.random((1 + TAGS, HEIGHT, WIDTH), np.float32)
+    unary = resize(scores, (HEIGHT, WIDTH)).numpy()
     with tempfile.TemporaryDirectory() as folder:
         save_scores(Path(folder, "a.npz"), range(len(scores)), scores)
         save_scores(Path(folder, "soft.npz"), range(1 + TAGS), crf(unary), compress=True)

@@ -35,9 +35,10 @@ from affinity_lib.voc import VOCData
 
 ROOT = os.environ.get("VOC_ROOT", "")
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
-EACH, LONG_SIDE = 8, 224
+EACH, LONG_SIDE = 8, 256
+ALPHA_STRONG, ALPHA_WEAK, ALPHA, BETA = 2, 8, 4, 24  # chosen with the masks of such photographs
 OFFSETS = half_plane_offsets(5)
-RECIPES = {"cam": Recipe(20, 8, 0.004), "affinity": Recipe(8, 4, 0.002)}
+RECIPES = {"cam": Recipe(8, 8, 0.004), "affinity": Recipe(8, 4, 0.002)}
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="VOC_ROOT names no folder of VOC's photographs")
 
@@ -58,7 +59,8 @@ def miou(tmp_path_factory) -> dict[str, float]:
     train(net, samples, lambda m, b: classification_loss(forward(m, b[0]), b[1]), out, "cam")
     infer_cams(net, inputs, ids, out / "cams", flip=False)
     crf = CRFSettings(iterations=5)
-    write_confident_labels(data, ids, out / "cams", out / "labels", crf=crf, crf_scale=0.4)
+    alphas = (ALPHA_STRONG, ALPHA_WEAK)
+    write_confident_labels(data, ids, out / "cams", out / "labels", *alphas, crf, crf_scale=0.4)
 
     net = AffinityNet(backbone, (32, 64, 128), norm=True)
     samples = inputs.samples(
@@ -77,10 +79,9 @@ def miou(tmp_path_factory) -> dict[str, float]:
     @torch.inference_mode()
     def walked(image_id, cams):
         W = affinities(net.from_levels(inputs.levels(image_id, backbone)), OFFSETS, "mean")[0]
-        return random_walk(on_grid(cams, 24, inputs.size(image_id), 8), W, OFFSETS, beta=24)
+        return random_walk(on_grid(cams, ALPHA, inputs.size(image_id), 8), W, OFFSETS, BETA)
 
-    alphas = (4, 8, 12, 16, 24, 32)
-    cams = [scored(lambda i, cams, a=alpha: with_background(cams, a)) for alpha in alphas]
+    cams = [scored(lambda i, cams, a=alpha: with_background(cams, a)) for alpha in (2, 4, 8, 16)]
     return {"cam": max(cams), "rw": scored(walked)}
 
 
@@ -95,4 +96,4 @@ def pairs_loss(net: AffinityNet, batch) -> torch.Tensor:
 
 
 def test_the_walk_beats_the_cam_at_its_best_alpha(miou):
-    assert 25 < miou["cam"] < miou["rw"] - 1
+    assert 25 < miou["cam"] < miou["rw"] - 2

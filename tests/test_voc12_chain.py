@@ -41,7 +41,11 @@ CUT = {
     "crf_iterations": 2,
 }
 RUNS = {
-    "paper-resnet38": ("voc12", {"supervised": False}),
+    # most of ResNet38's 105 million weights stay as they are, or Adam and checkpoints take the time
+    "paper-resnet38": (
+        "voc12",
+        {"supervised": False, "frozen_stages": 6, "cam_width": 64, "segmentation_width": 64},
+    ),
     "released-vgg16": (
         "voc12-released",
         {"backbone": "vgg16", "segmentation_width": 0, "test_crf": True},
