@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from affinity_lib.features import Features
 def for_inference(net: nn.Module) -> nn.Module:
     """A copy of a network in ``eval`` mode that cannot be trained, and is faster.
 
-    Weights lie in channels_last order, batch norm is folded into the convolution before it, and
-    on a CPU a dilated depthwise convolution runs as a plain one on every d-th row and column. A
-    network whose modules do not run in the order in which they are listed is only laid out anew.
+    Weights lie in channels_last order and batch norm is folded into the convolution before it. On
+    a CPU a dilated depthwise convolution runs as a plain one on every d-th row and column, and a
+    ReLU in the same pass as its convolution. A network whose modules do not run in the order in
+    which they are listed is only laid out anew.
 
     Args:
         net: takes images (B, 3, H, W); stays as it is.
@@ -33,6 +35,8 @@ def for_inference(net: nn.Module) -> nn.Module:
         _fold_batch_norm(module)
         if next(fast.parameters()).device.type == "cpu":
             _divide_dilated(module)
+            if torch.backends.mkldnn.is_available():
+                _join_activations(module)
     return fast if _agree(plain, fast) else plain
 
 
@@ -44,20 +48,36 @@ class _Divided(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv, self.dilation = conv, conv.dilation[0]
-        self.padding = [(side - 1) // 2 for side in conv.kernel_size]
+        self.dilation = conv.dilation[0]
+        self.conv = copy(conv)
+        self.conv.dilation = (1, 1)
+        self.conv.padding = tuple((side - 1) // 2 for side in conv.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        d, conv = self.dilation, self.conv
+        d = self.dilation
         batch, channels, height, width = x.shape
         x = F.pad(x, (0, -width % d, 0, -height % d)).permute(0, 2, 3, 1)
         rows, columns = x.shape[1] // d, x.shape[2] // d
         x = x.reshape(batch, rows, d, columns, d, channels).permute(2, 4, 0, 5, 1, 3).flatten(0, 2)
-        x = x.contiguous(memory_format=torch.channels_last)
-        x = F.conv2d(x, conv.weight, conv.bias, padding=self.padding, groups=conv.groups)
+        x = self.conv(x.contiguous(memory_format=torch.channels_last))
         x = x.unflatten(0, (d, d, batch)).permute(2, 4, 0, 5, 1, 3)  # (B, rows, d, columns, d, C)
         x = x.reshape(batch, rows * d, columns * d, -1)[:, :height, :width]
         return x.permute(0, 3, 1, 2)
+
+
+class _Joined(nn.Module):
+    """A convolution and the ReLU after it in one pass of oneDNN, as torch.compile joins them."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.shape = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self.activation = ["relu", []] if type(activation) is nn.ReLU else ["hardtanh", [0.0, 6.0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.shape, *self.activation, ""
+        )
 
 
 def _fold_batch_norm(module: nn.Module) -> None:
@@ -66,8 +86,8 @@ def _fold_batch_norm(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d) and conv is not None:
             fused = fuse_conv_bn_eval(conv, child)
             conv.weight, conv.bias = fused.weight, fused.bias
-            rest = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
-            setattr(module, name, nn.Sequential(*rest))  # timm's norm ends in an activation
+            # timm's batch norm ends in an activation
+            setattr(module, name, getattr(child, "act", nn.Identity()))
         conv = child if isinstance(child, nn.Conv2d) else None
 
 
@@ -78,6 +98,18 @@ def _divide_dilated(module: nn.Module) -> None:
             same = tuple(d * (side - 1) // 2 for side in child.kernel_size)
             if child.stride == (1, 1) and child.dilation == (d, d) and child.padding == same:
                 setattr(module, name, _Divided(child))
+
+
+def _join_activations(module: nn.Module) -> None:
+    children = [pair for pair in module.named_children() if type(pair[1]) is not nn.Identity]
+    for (name, child), (next_name, activation) in pairwise(children):
+        if type(activation) not in (nn.ReLU, nn.ReLU6):
+            continue
+        owner, name = (child, "conv") if isinstance(child, _Divided) else (module, name)
+        conv = getattr(owner, name)
+        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
+            setattr(owner, name, _Joined(conv, activation))
+            setattr(module, next_name, nn.Identity())
 
 
 @torch.inference_mode()

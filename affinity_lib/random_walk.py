@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -85,12 +84,12 @@ def random_walk(
         coefficients = np.zeros(int(t) + 1)
         coefficients[-1] = 1
     maps = cams.to(_working_type(cams, affinity)).movedim(-3, 0)
-    edges, degree, shifts = _symmetric_form(affinity, offsets, beta, maps.dtype)
-    root = degree.sqrt()
+    weights, degree, shifts = _powers(affinity, offsets, beta, maps.dtype)
+    scale = degree.rsqrt()
     walked = _Polynomial.apply(
-        maps.flatten(1) * root, edges, 1 / degree, shifts, coefficients, method == "chebyshev"
+        maps.flatten(1) / scale, weights, scale, shifts, coefficients, method == "chebyshev"
     )
-    walked = (walked / root).view(maps.shape).movedim(0, -3)
+    walked = (walked * scale).view(maps.shape).movedim(0, -3)
     return walked.to(cams.dtype).contiguous()
 
 
@@ -166,63 +165,65 @@ def _working_type(cams: Tensor, affinity: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(cams.dtype, affinity.dtype), torch.float32)
 
 
-def _symmetric_form(
+def _powers(
     affinity: Tensor, offsets: Tensor, beta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """S = D^-1/2 W^beta D^-1/2, which is similar to T: T = D^-1/2 S D^1/2.
+    """W^beta and its row sums D, from which S = D^-1/2 W^beta D^-1/2, similar to T, is made.
 
     The maps of a batch are laid end to end, N = B H W pixels in a row, so that the neighbours with
-    one offset are all one shift apart.
+    one offset are all one shift apart. D is summed in ``dtype`` from the entries as they are
+    stored, so that the rows of T sum to one whatever the precision of ``affinity``.
 
     Returns:
-        The entries of S at (i, i + shift), shape (P, N), zero where there is no pair; the degrees
-        D (N,), one over the diagonal of S; the P shifts.
+        The entries of W^beta at (i, i + shift), shape (P, N), zero where there is no pair; the
+        degrees D (N,); the P shifts.
     """
     height, width = affinity.shape[-2:]
     pairs = flat_shifts(offsets, height, width)
     kept, shifts = [k for k, _ in pairs], [shift for _, shift in pairs]
-    inside = pairs_inside(offsets, height, width).to(affinity.device)[kept]
+    outside = ~pairs_inside(offsets, height, width).to(affinity.device)[kept]
     weights = affinity if len(kept) == len(offsets) else affinity[..., kept, :, :]
-    weights = (weights.masked_fill(~inside, 1).to(dtype) ** beta).masked_fill_(~inside, 0)
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    weights = (weights.masked_fill(outside, 1) ** beta).masked_fill_(outside, 0)
     weights = weights.movedim(-3, 0).flatten(1)
-    degree = 1 + weights.sum(0)
+    degree = torch.ones(weights.shape[1], dtype=dtype, device=weights.device)
     for weight, shift in zip(weights, shifts, strict=True):
+        degree += weight
         degree[shift:] += weight[:-shift]
-    if not shifts:
-        return weights, degree, shifts
-    scale = degree.rsqrt()
-    padded = F.pad(scale, (0, max(shifts)))
-    edges = [
-        weight * scale * padded[shift : shift + scale.numel()]
-        for weight, shift in zip(weights, shifts, strict=True)
-    ]
-    return torch.stack(edges), degree, shifts
+    return weights, degree, shifts
 
 
-def _multiplier(edges: Tensor, stay: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
+def _multiplier(weights: Tensor, scale: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
     """The function that multiplies maps (K, N) with S: by rows where MKL is there, else by shifts.
 
     Rows read the matrix once for all maps and keep their pace when it outgrows the cache. Shifted
     views run on any device.
     """
-    if stay.device.type == "cpu" and torch.backends.mkl.is_available():
-        matrix = _rows(edges, stay, shifts)
+    if scale.device.type == "cpu" and torch.backends.mkl.is_available():
+        matrix = _rows(weights, scale, shifts)
         return lambda maps: (matrix @ maps.T).T
-    return partial(_shifted_product, edges, stay, shifts)
+    edges = list(_edges(weights, scale, shifts))
+    return partial(_shifted_product, edges, scale**2, shifts)
 
 
-def _rows(edges: Tensor, stay: Tensor, shifts: list[int]) -> Tensor:
+def _edges(weights: Tensor, scale: Tensor, shifts: list[int]) -> Iterator[Tensor]:
+    """The entries of S at (i, i + shift) for i + shift < N, one shift after the other."""
+    for weight, shift in zip(weights, shifts, strict=True):
+        yield weight[:-shift] * scale[:-shift] * scale[shift:]
+
+
+def _rows(weights: Tensor, scale: Tensor, shifts: list[int]) -> Tensor:
     """S as a sparse matrix (CSR) whose rows have one place for each diagonal.
 
     Places outside of the matrix hold a zero in its first or last column.
     """
-    count = stay.numel()
+    count = scale.numel()
     distances = sorted({0, *shifts, *(-shift for shift in shifts)})
-    values = stay.new_zeros(count, len(distances))
-    values[:, distances.index(0)] = stay
-    for edge, shift in zip(edges, shifts, strict=True):  # narrow maps have equal shifts
-        values[:, distances.index(shift)] += edge
-        values[shift:, distances.index(-shift)] += edge[:-shift]
+    values = scale.new_zeros(count, len(distances))
+    values[:, distances.index(0)] = scale**2
+    for edge, shift in zip(_edges(weights, scale, shifts), shifts, strict=True):
+        values[:-shift, distances.index(shift)] += edge  # narrow maps have equal shifts
+        values[shift:, distances.index(-shift)] += edge
     columns = torch.arange(count, dtype=torch.int32)[:, None] + torch.tensor(distances).int()
     starts = torch.arange(0, values.numel() + 1, len(distances), dtype=torch.int32)
     places = columns.clamp_(0, count - 1).flatten()
@@ -231,11 +232,11 @@ def _rows(edges: Tensor, stay: Tensor, shifts: list[int]) -> Tensor:
         return torch.sparse_csr_tensor(starts, places, values.flatten(), (count, count))
 
 
-def _shifted_product(edges: Tensor, stay: Tensor, shifts: list[int], maps: Tensor) -> Tensor:
+def _shifted_product(edges: list[Tensor], stay: Tensor, shifts: list[int], maps: Tensor) -> Tensor:
     total = maps * stay
     for edge, shift in zip(edges, shifts, strict=True):
-        total[:, :-shift].addcmul_(maps[:, shift:], edge[:-shift])
-        total[:, shift:].addcmul_(maps[:, :-shift], edge[:-shift])
+        total[:, :-shift].addcmul_(maps[:, shift:], edge)
+        total[:, shift:].addcmul_(maps[:, :-shift], edge)
     return total
 
 
@@ -244,18 +245,18 @@ class _Polynomial(torch.autograd.Function):
     T_(k+1) = 2 S T_k - T_(k-1) of the Chebyshev polynomials."""
 
     @staticmethod
-    def forward(ctx, maps, edges, stay, shifts, coefficients, chebyshev):
-        ctx.save_for_backward(maps, edges, stay)
+    def forward(ctx, maps, weights, scale, shifts, coefficients, chebyshev):
+        ctx.save_for_backward(maps, weights, scale)
         ctx.settings = shifts, coefficients, chebyshev
-        multiply = _multiplier(edges, stay, shifts)
+        multiply = _multiplier(weights, scale, shifts)
         return _sum(coefficients, _terms(multiply, maps, len(coefficients), chebyshev))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        maps, edges, stay = ctx.saved_tensors
+        maps, weights, scale = ctx.saved_tensors
         shifts, coefficients, chebyshev = ctx.settings
-        multiply, length = _multiplier(edges, stay, shifts), len(coefficients)
+        multiply, length = _multiplier(weights, scale, shifts), len(coefficients)
         if not any(ctx.needs_input_grad[1:3]):  # S is symmetric
             return _sum(coefficients, _terms(multiply, grad, length, chebyshev)), *(None,) * 5
         terms = torch.stack(list(_terms(multiply, maps, length, chebyshev)))
@@ -269,11 +270,14 @@ class _Polynomial(torch.autograd.Function):
         left, right = adjoint[1:length].flatten(0, 1), terms[:-1].flatten(0, 1)
         if chebyshev:
             adjoint[2:] *= 2
-        grad_edges = torch.zeros_like(edges)
-        for row, shift in zip(grad_edges, shifts, strict=True):
-            row[:-shift] = (left[:, :-shift] * right[:, shift:]).sum(0)
-            row[:-shift] += (left[:, shift:] * right[:, :-shift]).sum(0)
-        return grad_maps, grad_edges, (left * right).sum(0), None, None, None
+        grad_weights, grad_scale = torch.zeros_like(weights), 2 * scale * (left * right).sum(0)
+        for weight, shift, row in zip(weights, shifts, grad_weights, strict=True):
+            edge = (left[:, :-shift] * right[:, shift:]).sum(0)
+            edge += (left[:, shift:] * right[:, :-shift]).sum(0)
+            row[:-shift] = edge * scale[:-shift] * scale[shift:]
+            grad_scale[:-shift] += edge * weight[:-shift] * scale[shift:]
+            grad_scale[shift:] += edge * weight[:-shift] * scale[:-shift]
+        return grad_maps, grad_weights, grad_scale, None, None, None
 
 
 def _terms(
