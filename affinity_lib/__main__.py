@@ -33,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from affinity_lib import report, results, runner, sweep
+    from affinity_lib import runner
     from affinity_lib.parameters import parse_settings
 
     todo = runner.plan(options.profile)
     grid = parse_settings(options.set, todo.declared)
     if options.shard or options.until:
         return _part(options, todo, grid)
+    from affinity_lib import report, results, sweep  # they draw: not needed by a part
+
     how = {"only": options.notebooks, "force": options.force}
     try:
         if any(len(values) > 1 for values in grid.values()):
