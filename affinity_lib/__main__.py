@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from affinity_lib import report, results, runner, sweep, tables
+    from affinity_lib import runner
     from affinity_lib.parameters import parse_settings
 
     todo = runner.plan(options.profile)
@@ -47,6 +47,8 @@ def _run(options: argparse.Namespace) -> int:
     grid = parse_settings(settings, todo.declared)
     if options.shard or options.until:
         return _part(options, todo, grid)
+    from affinity_lib import report, results, sweep, tables  # they draw: not needed by a part
+
     how = {"only": options.notebooks, "force": options.force}
     try:
         if any(len(values) > 1 for values in grid.values()):

@@ -14,15 +14,16 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from affinity_lib.errors import InputError
+
+if TYPE_CHECKING:  # the runner needs this module and no tensors: it starts without torch
+    import torch
 
 
 @contextmanager
@@ -108,12 +109,14 @@ def save_tensors(
         tensors: name -> tensor of any shape and type, on any device.
         metadata: name -> text, e.g. the class names beside the weights.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> file = Path(tempfile.mkdtemp()) / "weights.safetensors"
     >>> save_tensors(file, {"bias": torch.zeros(3)}, {"classes": "cat dog cow"})
     >>> load_tensors(file)
     ({'bias': tensor([0., 0., 0.])}, {'classes': 'cat dog cow'})
     """
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_aside(path) as aside:
         save_file(ready, aside, metadata=dict(metadata or {}))
@@ -161,14 +164,14 @@ def save_scores(
     Raises:
         InputError: the number of maps is not the number of tags, or a score is too large.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> file = Path(tempfile.mkdtemp()) / "cam.npz"
     >>> save_scores(file, (3, 7), torch.ones(2, 4, 5))
     >>> tags, scores = load_scores(file)
     >>> tags.tolist(), scores.shape, scores.dtype
     ([3, 7], (2, 4, 5), dtype('float32'))
     """
-    if isinstance(scores, torch.Tensor):
+    if not isinstance(scores, np.ndarray):
         scores = scores.detach().cpu().numpy()
     if scores.ndim != 3 or len(scores) != len(tags):
         raise InputError(
@@ -258,10 +261,10 @@ def _existing(path: str | Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | torch.Tensor):
-        return value.item()
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "item"):
+        return value.item()
     raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 

@@ -9,13 +9,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from affinity_lib.errors import InputError
 from affinity_lib.files import load_json, save_json
 from affinity_lib.locks import briefly
+
+if TYPE_CHECKING:  # the runner needs this module and no tensors: it starts without torch
+    import torch
 
 NOTE = "made_with.json"
 
@@ -209,6 +210,8 @@ def pick_device(name: str = "auto") -> torch.device:
     >>> pick_device("cpu")
     device(type='cpu')
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

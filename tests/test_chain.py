@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import nbformat
 import numpy as np
 import pytest
 from tiny import TINY
 
 from affinity_lib import report, runner
 from affinity_lib.convert import convert
+from affinity_lib.manifest import artifacts
+from affinity_lib.shards import cells_until
 from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOCData, read_labels
+
+SHARED = [
+    "01_class_activation_maps",
+    "02_affinity_labels",
+    "04_random_walk",
+    "05_segmentation_labels",
+    "06_segmentation_network",
+]
 
 
 @pytest.fixture
@@ -52,6 +64,23 @@ def test_the_page_of_the_run_stands_alone(run):
     text = report.write_report(folder).read_text(encoding="utf-8")
     assert "data:image/png;base64," in text
     assert 'src="http' not in text
+
+
+@pytest.mark.parametrize("stem", SHARED)
+def test_two_shards_of_a_stage_make_the_files_that_the_whole_makes(run, tmp_path, stem):
+    plain, todo = run
+    folder = tmp_path / "run"
+    shutil.copytree(plain, folder)
+    made = {path.parent for path in (folder / stem).rglob("*.*") if path.parent != folder / stem}
+    for images in made - {folder / stem / "training", folder / stem / "supervised"}:
+        shutil.rmtree(images)
+    notebook = nbformat.read(todo.notebooks[stem], as_version=4)
+    cells = cells_until(notebook, "per-image", stem).cells
+    _, *sources = [cell.source for cell in cells if cell.cell_type == "code"]  # but parameters
+    for shard in range(2):
+        values = todo.parameters(stem) | {"run_dir": str(folder), "shard": shard, "num_shards": 2}
+        exec("\n".join(sources), values)  # noqa: S102 - our own cells
+    assert artifacts(folder, stem) == artifacts(plain, stem)
 
 
 def test_own_photographs_of_any_size_run_without_a_mask(tmp_path):
