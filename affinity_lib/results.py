@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
         skipped: stages that did not have to run this time.
     """
     results: dict[str, Any] = {"profile": profile} | {part: {} for part in _MERGED}
-    results |= {"seconds": {}, "skipped": list(skipped), "details": {}}
+    results |= {"seconds": {}, "steps": {}, "skipped": list(skipped), "details": {}}
     for stem, record in sorted(manifest["stages"].items()):
         if record["state"] != "done":
             continue
@@ -45,9 +46,30 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
         if metrics:
             results["details"][stem] = metrics
         results["seconds"][stem] = record["seconds"]
+        results["steps"][stem] = record.get("steps", {})
     save_json(run / "results.json", results)
     manifest["results"] = {"results.json": mf.fingerprint(run / "results.json")}
     mf.save_manifest(run, manifest)
+
+
+def seconds_of_sections(notebook: Path, seconds: float) -> dict[str, float]:
+    """Seconds of the sections of a notebook that papermill has executed, by their headings.
+
+    Args:
+        notebook: the executed notebook.
+        seconds: that all of it took; what no section took is the start, of the kernel and imports.
+    """
+    found: dict[str, float] = {"start": seconds}
+    heading = "start"
+    for cell in load_json(notebook)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and (match := re.match(r"## (.+)", source)):
+            heading = re.sub(r"[$\\]", "", match[1])  # formulas as plain words
+        took = cell["metadata"].get("papermill", {}).get("duration") or 0
+        if heading != "start":
+            found[heading] = found.get(heading, 0) + took
+            found["start"] -= took
+    return {heading: round(took, 1) for heading, took in found.items() if took >= 0.05}
 
 
 def summary(run: Path) -> str:

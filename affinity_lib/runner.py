@@ -30,7 +30,7 @@ from affinity_lib import manifest as mf
 from affinity_lib.errors import InputError
 from affinity_lib.parameters import Parameter, checked, declared_parameters, load_profile
 from affinity_lib.progress import Display
-from affinity_lib.results import save_results, shown
+from affinity_lib.results import save_results, seconds_of_sections, shown
 from affinity_lib.runs import Run, find_root
 
 RESUMED = "resumed"
@@ -256,6 +256,7 @@ def _stage(
         "state": "done",
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
+        "steps": seconds_of_sections(run / "notebooks" / f"{stem}.ipynb", seconds),
         "artifacts": mf.artifacts(run, stem),
         "notebook": {
             f"notebooks/{stem}.ipynb": mf.fingerprint(run / "notebooks" / f"{stem}.ipynb")

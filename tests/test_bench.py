@@ -8,8 +8,13 @@ import torch
 
 from affinity_lib import bench
 from affinity_lib.affinity import affinities, half_plane_offsets
-from affinity_lib.files import load_json
+from affinity_lib.backbones import build_backbone
+from affinity_lib.cam import CAMNet, infer_cams
+from affinity_lib.files import load_json, load_scores
+from affinity_lib.inputs import Inputs
 from affinity_lib.random_walk import random_walk, transition_matrix
+from affinity_lib.toy import make_toy
+from affinity_lib.voc import VOID, VOCData
 
 
 def test_the_benchmark_leaves_a_table_its_numbers_and_a_plot(tmp_path: Path, capsys):
@@ -18,7 +23,8 @@ def test_the_benchmark_leaves_a_table_its_numbers_and_a_plot(tmp_path: Path, cap
     numbers = load_json(tmp_path / "bench.json")
     assert set(numbers["walk"]) == {"chebyshev", "sparse", "dense"}
     assert all(row["faster"] > 0 and row["name"] in printed for row in numbers["rows"])
-    assert numbers["machine"]["torch"] in printed
+    assert numbers["machine"]["torch"] in printed and numbers["structures"] in printed
+    assert numbers["largest_difference"] < 1e-5
     assert (tmp_path / "bench.png").stat().st_size > 0
 
 
@@ -33,3 +39,29 @@ def test_the_gathered_affinities_are_the_affinities_of_the_inner_pixels():
     features, offsets = torch.rand(2, 3, 12, 12), half_plane_offsets(5)
     inner = affinities(features, offsets)[..., :8, 4:8].flatten(2)
     torch.testing.assert_close(bench.gather_then_subtract(features, offsets), inner)
+
+
+def test_the_gathered_loss_and_its_gradient_are_those_of_the_library():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, 14, 15, generator=generator) / 6
+    labels = torch.randint(0, 3, (2, 14, 15), generator=generator)
+    labels[:, 3] = VOID
+    given = features, labels, half_plane_offsets(5)
+    ours = bench.with_gradient(bench.balanced_loss, *given)
+    theirs = bench.with_gradient(bench.gathered_loss, *given)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_one_view_at_a_time_sees_what_the_library_sees(tmp_path: Path):
+    data = VOCData(make_toy(tmp_path / "toy", train=2, val=0, size=48))
+    net = CAMNet(build_backbone("small"), len(data.classes), width=8).eval()
+    ids, inputs = data.ids("train"), Inputs(data, net.backbone)
+    bench.one_view_at_a_time(net, inputs, ids, tmp_path / "one")
+    infer_cams(net, inputs, ids, tmp_path / "ours", bench.SCALES)
+    for image_id in ids:
+        tags, theirs = load_scores(tmp_path / "one" / f"{image_id}.npz")
+        same, ours = load_scores(tmp_path / "ours" / f"{image_id}.npz")
+        assert tags.tolist() == same.tolist()
+        small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(theirs), ours.shape[1:])
+        for one, other in zip(small.flatten(1), torch.from_numpy(ours).flatten(1), strict=True):
+            assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.95

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from affinity_lib import crf
 from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf, map_images
@@ -109,6 +110,14 @@ def test_workers_run_one_thread_each(monkeypatch: pytest.MonkeyPatch):
     assert threads == [None, "1", "1"]
 
 
+def test_torch_has_one_thread_in_a_worker_and_works_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crf, "_START_UP", 0)
+    torch.rand(200, 200) @ torch.rand(200, 200)  # this process has its threads already
+    here, *there = map_images(_threads_of_torch, range(4), workers=2)
+    assert here == torch.get_num_threads()
+    assert there == [1, 1, 1]
+
+
 def test_work_that_is_done_sooner_than_a_pool_starts_stays_in_this_process():
     assert set(map_images(_process, range(20), workers=2)) == {os.getpid()}
 
@@ -122,6 +131,11 @@ def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
 def test_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]):
     map_images(abs, [1, 2, 3], workers=1, progress="dCRF")
     assert "dCRF: 100%" in capsys.readouterr().err
+
+
+def _threads_of_torch(_: int) -> int:
+    assert torch.isfinite(torch.rand(200, 200) @ torch.rand(200, 200)).all()
+    return torch.get_num_threads()
 
 
 def _process(_: int) -> int:

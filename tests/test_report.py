@@ -45,6 +45,7 @@ def run(tmp_path) -> Path:
         "state": "done",
         "key": {"parameters": {"beta": 4.0}},
         "seconds": 12.5,
+        "steps": {"start": 2.5, "The walk <t>": 10.0},
         "ended": "2026-01-02T03:04:05+00:00",
         "artifacts": {},
     }
@@ -110,3 +111,13 @@ def test_a_page_is_rendered_again_only_when_its_notebook_is_newer(run):
     page.write_text("kept")
     write_report(run)
     assert page.read_text() == "kept"
+
+
+def test_the_times_of_a_notebook_are_told_by_section(run):
+    page = write_report(run).read_text()
+    rows = [re.sub(r"<[^>]*>", "|", row).strip("|") for row in re.split(r"<tr[^>]*>", page)]
+    times = [
+        row.split("|")[0]
+        for row in rows[rows.index("notebook and its sections|seconds||ended (UTC)") + 1 :]
+    ]
+    assert times[:4] == ["01_walk", "start", "The walk &lt;t&gt;", "all"]

@@ -5,15 +5,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from fake_project import make_project, write_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from affinity_lib import locks, runner
 from affinity_lib import manifest as mf
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.manifest import load_manifest, save_manifest, verify
-from affinity_lib.results import summary
+from affinity_lib.results import seconds_of_sections, summary
 
 STEMS = ["00_draw", "01_walk", "02_learn"]
 
@@ -33,7 +35,7 @@ def go(folder: Path, run: Path, only: tuple[str, ...] = (), **overrides: object)
 def pretend(todo: runner.Plan, stem: str, run: Path, manifest: object) -> None:
     """In place of papermill, where only the reason to run matters."""
     (run / stem).mkdir(exist_ok=True)
-    (run / "notebooks" / f"{stem}.ipynb").touch()
+    (run / "notebooks" / f"{stem}.ipynb").write_text('{"cells": []}')
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,10 @@ def test_executed_notebooks_lie_in_the_run(finished):
 
 def test_results_merge_the_metrics_of_all_stages(finished):
     results = json.loads((finished[1] / "results.json").read_text())
-    assert list(results.pop("seconds")) == STEMS
+    seconds, steps = results.pop("seconds"), results.pop("steps")
+    assert list(seconds) == list(steps) == STEMS
+    for stem in STEMS:
+        assert sum(steps[stem].values()) == pytest.approx(seconds[stem], abs=0.5)
     assert results == {
         "profile": "tiny",
         "dataset": {"train": 4},
@@ -280,3 +285,15 @@ def test_failing_notebook_ends_the_command_with_1(project, monkeypatch, capsys):
     monkeypatch.setattr(runner, "_papermill", failing)
     assert main(["run", "tiny", "--run-dir", "run", "--set", "beta=1"]) == 1
     assert capsys.readouterr().err == "error: 01_walk failed\n"
+
+
+def test_the_sections_of_a_notebook_add_up_to_its_time(tmp_path):
+    def code(seconds):
+        return new_code_cell("pass", metadata={"papermill": {"duration": seconds}})
+
+    cells = [new_markdown_cell("# 1. Title"), code(0.5), new_markdown_cell("## What $\\beta$ does")]
+    cells += [code(2.0), new_markdown_cell("Text."), code(1.0), new_markdown_cell("## Recap")]
+    cells += [code(None), code(0.01)]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "a.ipynb")
+    steps = seconds_of_sections(tmp_path / "a.ipynb", 7.25)
+    assert steps == {"start": 4.2, "What beta does": 3.0}
