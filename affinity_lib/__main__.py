@@ -44,19 +44,20 @@ def _run(options: argparse.Namespace) -> int:
         if any(text.startswith("nproc=") for text in settings):
             raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
         settings.append(f"nproc={options.nproc}")
-    grid = parse_settings(settings, todo.declared)
+    given = parse_settings(settings, todo.declared)
+    todo = todo.with_values({name: one for name, (one, *more) in given.items() if not more})
+    grid = {name: values for name, values in given.items() if len(values) > 1}
     if options.shard or options.until:
         return _part(options, todo, grid)
     from affinity_lib import report, results, sweep, tables  # they draw: not needed by a part
 
     how = {"only": options.notebooks, "force": options.force}
     try:
-        if any(len(values) > 1 for values in grid.values()):
+        if grid:
             table = sweep.execute_grid(todo, grid, options.run_dir, **how)
             print(f"\n{table.read_text(encoding='utf-8')}\n{results.shown(table)}")
             return 0
-        values = {name: values[0] for name, values in grid.items()}
-        run = runner.execute(todo.with_values(values), options.run_dir, **how)
+        run = runner.execute(todo, options.run_dir, **how)
     except runner.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
 def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int:
     from affinity_lib import runner, shards
 
-    if len(options.notebooks) != 1 or any(len(values) > 1 for values in grid.values()):
+    if len(options.notebooks) != 1 or grid:
         raise InputError("a part is of one notebook and one run: give --notebooks NN, and no grid")
     if options.shard and options.until or options.force:
         raise InputError("--shard, --until and --force cannot be given together")
@@ -78,9 +79,8 @@ def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int
         part["shard"], part["num_shards"] = shards.parse_shard(options.shard)
     else:
         part["until"] = options.until
-    values = {name: values[0] for name, values in grid.items()}
     try:
-        shards.execute_part(todo.with_values(values), options.run_dir, **part)
+        shards.execute_part(todo, options.run_dir, **part)
     except runner.StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import pytest
 from fake_project import make_project
 
 from affinity_lib import runner, sweep
+from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 
 ROWS = [
@@ -41,6 +42,19 @@ def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
     }
     assert levels == {tmp_path / "run" / "levels"}  # stored once for all
     assert results["skipped"] == ["00_draw"] and list(results["seconds"]) == ["00_draw", "01_walk"]
+
+
+def test_only_what_has_several_values_is_swept(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def note(todo, grid, *_, **__):
+        asked.append((todo.values["size"], grid))
+        return sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
+
+    monkeypatch.setattr(sweep, "execute_grid", note)
+    monkeypatch.chdir(make_project(tmp_path).parent)
+    assert main(["run", "tiny", "--set", "size=5", "--set", "seed=0,1"]) == 0
+    assert asked == [(5, {"seed": [0, 1]})] and "70.5 ± 0.7" in capsys.readouterr().out
 
 
 def test_every_point_is_checked_before_the_first_one_runs(tmp_path):
