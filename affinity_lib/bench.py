@@ -7,11 +7,6 @@ memory of the random walk against the size of the image.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -28,19 +23,19 @@ from torch import Tensor
 
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import CAMNet, infer_cams, normalize
+from affinity_lib.cam import CAMNet, infer_cams
 from affinity_lib.crf import PairwiseCRF, available_cores, dense_crf, map_images
-from affinity_lib.files import save_json, save_scores
+from affinity_lib.files import save_json
 from affinity_lib.inputs import Inputs
+from affinity_lib.measuring import Cost, describe_machine, free_memory, measure
 from affinity_lib.random_walk import random_walk, transition_matrix
+from affinity_lib.references import SCALES, gathered_loss, one_view_at_a_time, squarings
 from affinity_lib.runs import find_root
 from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOID, VOCData
 
 MIB = 2**20
-STATUS = Path("/proc/self/status")
 BETA, STEPS, MAPS = 8, 256, 3
-SCALES = (0.5, 1.0, 1.5, 2.0)
 STRUCTURES = """\
 The walk multiplies by rows (CSR of torch, with MKL), which won this comparison of one product with
 3 maps in float64, on one thread of an AMD EPYC; times its time at stride 8 and at stride 4: rows in
@@ -48,15 +43,6 @@ numba 0.95 and 1.04, diagonals in numba 1.1 and 1.3 (a second of compilation and
 more), shifted views 2.6 and 1.8, CSR of scipy 2.9 and 2.8, diagonals of scipy 7.1 and 4.5, shifted
 views under torch.compile 8.2 and 4.8 (and a minute of compilation), COO of torch 26 and 25. Shifted
 views, which need nothing but torch, walk on GPUs and where MKL is missing."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Median seconds of a call, and the most memory in bytes that it took on top of what the
-    process held before (None where the system does not tell)."""
-
-    seconds: float
-    memory: int | None
 
 
 @dataclass(frozen=True)
@@ -173,7 +159,7 @@ def bench_affinity(quick: bool = False) -> list[Row]:
         labels = labels.repeat_interleave(4, 2)
         labels[:, ::5] = VOID
         needed = 3 * features.nbytes * len(offsets)  # gathered, difference and their gradient
-        if needed > _free_memory():
+        if needed > free_memory():
             print(f"left out: {channels} channels, needs {needed / 2**30:.0f} GiB", file=sys.stderr)
             continue
         given = features, labels, offsets
@@ -244,82 +230,10 @@ def walk_input(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return affinity, torch.rand(MAPS, height, width, generator=generator), offsets
 
 
-def squarings(matrix: Tensor, count: int) -> Tensor:
-    """matrix^(2^count): the released code's way to walk."""
-    for _ in range(count):
-        matrix = matrix @ matrix
-    return matrix
-
-
 def balanced_loss(features: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """Eq. 3 and 5-10 of the library, with the released code's choice of pairs."""
     pairs = pair_labels(labels, offsets, border=int(offsets.max()))
     return affinity_loss(affinities(features, offsets), pairs, eps=1e-5).total
-
-
-def gathered_loss(features: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
-    """The same as the released code computes it: masks times logarithms of gathered pairs."""
-    affinity = gather_then_subtract(features, offsets)
-    first, second = _pairs(*features.shape[-2:], offsets)
-    one = labels.flatten(1)[:, None, first]
-    other = labels.flatten(1)[:, second]
-    known = (one != VOID) & (other != VOID)
-    positive, negative = known & (one == other), known & (one != other)
-    masks = (positive & (one == 0), positive & (one > 0), negative)
-    total = 0
-    for mask, values, weight in zip(
-        masks, (affinity, affinity, 1 - affinity), (1, 1, 2), strict=True
-    ):
-        total = total - weight * (mask * (values + 1e-5).log()).sum() / mask.sum().clamp(min=1)
-    return total
-
-
-def gather_then_subtract(features: Tensor, offsets: Tensor) -> Tensor:
-    """The released code's way to affinities: first pixels 4 cells away from three borders, their
-    partners gathered into (B, C, K, pairs)."""
-    first, second = _pairs(*features.shape[-2:], offsets)
-    flat = features.flatten(2)
-    one = flat.index_select(2, first).unsqueeze(2)
-    other = flat.index_select(2, second.flatten()).unflatten(2, second.shape)
-    return torch.exp(-(other - one).abs().sum(1))
-
-
-@torch.no_grad()
-def one_view_at_a_time(net: CAMNet, inputs: Inputs, ids: Sequence[str], out: Path) -> None:
-    """CAM files as the released code makes them: each view of each image on its own, its maps
-    brought to the size of the image."""
-    for image_id in ids:
-        image = inputs.image(image_id)[None]
-        height, width = image.shape[-2:]
-        total = 0
-        for scale in SCALES:
-            size = (round(height * scale), round(width * scale))
-            view = F.interpolate(image, size, mode="bilinear", antialias=True)
-            for flipped in (False, True):
-                maps = net.activation(net.backbone.levels(view.flip(-1) if flipped else view))
-                maps = F.interpolate(maps, (height, width), mode="bilinear").relu()
-                total = total + (maps.flip(-1) if flipped else maps)
-        tags = inputs.data.tags(image_id)
-        save_scores(out / f"{image_id}.npz", tags, normalize(total[0], tags))
-
-
-def measure(call: Callable[[], Any], repeat: int) -> Cost:
-    """Median time of ``repeat`` calls and the peak of memory over them; the first of several calls
-    is not counted.
-
-    >>> measure(lambda: sum(range(100)), repeat=3).seconds > 0
-    True
-    """
-    if repeat > 1:
-        call()
-    before = _start_peak()
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    memory = None if before is None else max(_kibibytes(STATUS, "VmHWM") - before, 0)
-    return Cost(statistics.median(seconds), memory)
 
 
 def linearity(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -339,24 +253,6 @@ def linearity(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
             size = np.log(large[-1]["megapixels"] / large[0]["megapixels"])
             exponents[method] = round(float(growth / size), 2)
     return exponents
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-    return {
-        "processor": model,
-        "cores": available_cores(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "mkl": torch.backends.mkl.is_available(),
-    }
 
 
 def table(machine: dict[str, Any], rows: Sequence[Row], exponents: dict[str, float]) -> str:
@@ -413,21 +309,6 @@ def with_gradient(loss: Callable, features: Tensor, *rest: Tensor) -> tuple[Tens
     return value.detach(), torch.autograd.grad(value, features)[0]
 
 
-def _pairs(height: int, width: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat indices of the released code's first pixels (pairs,) and of their partners (K, pairs)."""
-    reach = int(offsets.max())
-    index = torch.arange(height * width).view(height, width)
-    rows, columns = height - reach, width - 2 * reach
-    first = index[:rows, reach : reach + columns].flatten()
-    second = torch.stack(
-        [
-            index[dy : dy + rows, reach + dx : reach + dx + columns].flatten()
-            for dy, dx in offsets.tolist()
-        ]
-    )
-    return first, second
-
-
 def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """A noisy picture of rectangles and two unaries of three labels for it."""
     random = np.random.default_rng(seed)
@@ -453,30 +334,6 @@ def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Cost:
     held = box[0].nbytes  # by the matrix itself, before the first squaring
     cost = measure(lambda: squarings(box.pop(), 8 // share), repeat=1)
     return Cost(share * cost.seconds, None if cost.memory is None else cost.memory + held)
-
-
-def _free_memory() -> float:
-    if not Path("/proc/meminfo").exists():
-        return float("inf")
-    return _kibibytes(Path("/proc/meminfo"), "MemAvailable")
-
-
-def _start_peak() -> int | None:
-    """Start to watch the peak of resident memory; its value now, None where Linux does not tell."""
-    clear = Path("/proc/self/clear_refs")
-    if not os.access(clear, os.W_OK):
-        return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")
-    return _kibibytes(STATUS, "VmHWM")
-
-
-def _kibibytes(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
 
 
 if __name__ == "__main__":

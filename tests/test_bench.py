@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from affinity_lib import bench
+from affinity_lib import bench, references
 from affinity_lib.affinity import affinities, half_plane_offsets
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, infer_cams
@@ -30,7 +30,7 @@ def test_the_benchmark_leaves_a_table_its_numbers_and_a_plot(tmp_path: Path, cap
 
 def test_eight_squarings_walk_256_steps():
     affinity, cams, offsets = bench.walk_input(6, 7)
-    matrix = bench.squarings(transition_matrix(affinity, offsets), 8)
+    matrix = references.squarings(transition_matrix(affinity, offsets), 8)
     walked = (cams.flatten(1) @ matrix.T).view_as(cams)
     torch.testing.assert_close(walked, random_walk(cams, affinity, offsets), atol=1e-5, rtol=0)
 
@@ -38,7 +38,7 @@ def test_eight_squarings_walk_256_steps():
 def test_the_gathered_affinities_are_the_affinities_of_the_inner_pixels():
     features, offsets = torch.rand(2, 3, 12, 12), half_plane_offsets(5)
     inner = affinities(features, offsets)[..., :8, 4:8].flatten(2)
-    torch.testing.assert_close(bench.gather_then_subtract(features, offsets), inner)
+    torch.testing.assert_close(references.gather_then_subtract(features, offsets), inner)
 
 
 def test_the_gathered_loss_and_its_gradient_are_those_of_the_library():
@@ -48,16 +48,17 @@ def test_the_gathered_loss_and_its_gradient_are_those_of_the_library():
     labels[:, 3] = VOID
     given = features, labels, half_plane_offsets(5)
     ours = bench.with_gradient(bench.balanced_loss, *given)
-    theirs = bench.with_gradient(bench.gathered_loss, *given)
+    theirs = bench.with_gradient(references.gathered_loss, *given)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_one_view_at_a_time_sees_what_the_library_sees(tmp_path: Path):
+    torch.manual_seed(0)
     data = VOCData(make_toy(tmp_path / "toy", train=2, val=0, size=48))
     net = CAMNet(build_backbone("small"), len(data.classes), width=8).eval()
     ids, inputs = data.ids("train"), Inputs(data, net.backbone)
-    bench.one_view_at_a_time(net, inputs, ids, tmp_path / "one")
-    infer_cams(net, inputs, ids, tmp_path / "ours", bench.SCALES)
+    references.one_view_at_a_time(net, inputs, ids, tmp_path / "one")
+    infer_cams(net, inputs, ids, tmp_path / "ours", references.SCALES)
     for image_id in ids:
         tags, theirs = load_scores(tmp_path / "one" / f"{image_id}.npz")
         same, ours = load_scores(tmp_path / "ours" / f"{image_id}.npz")
