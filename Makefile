@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= toy
 ARGS ?=
-# Processes that share the tests; the notebooks alone keep one of them busy.
+# Processes that share the tests.
 JOBS ?= 2
 
 VENV := .venv
@@ -12,8 +12,10 @@ READY := $(VENV)/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
+SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lab bench notebooks lint
+.PHONY: help run test long lab bench notebooks lint
 
 help:  ## list the targets
 	@echo 'Targets, with PYTHON=$(PYTHON) and PROFILE=$(PROFILE):'
@@ -25,8 +27,11 @@ run: $(READY)  ## execute the notebooks with a profile: make run PROFILE=photos 
 test: $(READY)  ## check style, run the tests and every notebook
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-cell-timeout 600 \
-	  --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(SPREAD) -m 'not long' tests $(ARGS)
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks $(ARGS)
+
+long: $(READY)  ## run the tests that take minutes: kills, Snakemake, the paper's profiles
+	@$(SPREAD) -m long tests $(ARGS)
 
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@$(BIN)/jupyter lab notebooks

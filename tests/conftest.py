@@ -18,7 +18,10 @@ torch.set_num_threads(1)
 OF_THE_RUN = ("test_chain", "test_kill", "test_snakemake")
 """Files that need the tiny run."""
 
-LONG = (*OF_THE_RUN, "test_voc12_chain", "test_distributed")
+LONG = ("test_kill", "test_snakemake", "test_voc12_chain")
+"""Files that take minutes: their tests are marked so, for ``make long``."""
+
+FIRST = (*OF_THE_RUN, *LONG, "test_distributed", "test_photos")
 """Files that take longest, so that they start first."""
 
 
@@ -34,19 +37,17 @@ def tiny_run(tmp_path_factory) -> tuple[Path, runner.Plan]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what belongs together to one of xdist's workers: the notebooks, a run, a file."""
+    """Give what belongs together to one of xdist's workers: a run, a file."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if item.path.stem in LONG:
+            item.add_marker("long")
     items.sort(key=lambda item: _place(item.path))
 
 
 def _group(item: pytest.Item) -> str:
-    if item.path.suffix == ".ipynb":
-        return "notebooks"
     return "runs" if item.path.stem in OF_THE_RUN else item.path.stem
 
 
 def _place(path: Path) -> int:
-    if path.suffix == ".ipynb":
-        return -1
-    return LONG.index(path.stem) if path.stem in LONG else len(LONG)
+    return FIRST.index(path.stem) if path.stem in FIRST else len(FIRST)

@@ -58,7 +58,9 @@ def kill_a_runner(todo: runner.Plan, run: Path, stem: str, share: float, seconds
 
 def without_times(results: Path) -> dict:
     told = json.loads(results.read_text())
-    return {name: value for name, value in told.items() if name not in ("seconds", "steps", "skipped")}
+    return {
+        name: value for name, value in told.items() if name not in ("seconds", "steps", "skipped")
+    }
 
 
 def test_run_that_is_killed_twenty_times_ends_with_the_files_of_an_undisturbed_one(

@@ -96,7 +96,7 @@ def make(folder: Path, *words: str, path: str = os.environ["PATH"]) -> subproces
 
 def test_make_lists_every_target_when_asked_for_help(tmp_path):
     shown = make(tmp_path, "help").stdout
-    for target in ("run", "test", "lab", "bench", "notebooks", "lint"):
+    for target in ("run", "test", "long", "lab", "bench", "notebooks", "lint"):
         assert f"make {target} " in shown
 
 
