@@ -11,10 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,50 +22,20 @@ from torch import Tensor
 
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
+from affinity_lib.bench_report import STRUCTURES, Row, linearity, plot_curves, table
 from affinity_lib.cam import CAMNet, infer_cams
-from affinity_lib.crf import PairwiseCRF, available_cores, dense_crf, map_images
+from affinity_lib.crf import PairwiseCRF, dense_crf
 from affinity_lib.files import save_json
 from affinity_lib.inputs import Inputs
 from affinity_lib.measuring import Cost, describe_machine, free_memory, measure
+from affinity_lib.parallel import available_cores, map_images
 from affinity_lib.random_walk import random_walk, transition_matrix
 from affinity_lib.references import SCALES, gathered_loss, one_view_at_a_time, squarings
 from affinity_lib.runs import find_root
 from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOID, VOCData
 
-MIB = 2**20
 BETA, STEPS, MAPS = 8, 256, 3
-STRUCTURES = """\
-The walk multiplies by rows (CSR of torch, with MKL), which won this comparison of one product with
-3 maps in float64, on one thread of an AMD EPYC; times its time at stride 8 and at stride 4: rows in
-numba 0.95 and 1.04, diagonals in numba 1.1 and 1.3 (a second of compilation and one dependency
-more), shifted views 2.6 and 1.8, CSR of scipy 2.9 and 2.8, diagonals of scipy 7.1 and 4.5, shifted
-views under torch.compile 8.2 and 4.8 (and a minute of compilation), COO of torch 26 and 25. Shifted
-views, which need nothing but torch, walk on GPUs and where MKL is missing."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: what was measured, against what, and the bars it should reach."""
-
-    name: str
-    reference: str
-    ours: Cost
-    theirs: Cost
-    faster_bar: float
-    smaller_bar: float | None = None
-
-    @property
-    def faster(self) -> float:
-        """How many times faster than the reference."""
-        return self.theirs.seconds / self.ours.seconds
-
-    @property
-    def smaller(self) -> float | None:
-        """How many times less memory than the reference."""
-        if self.ours.memory is None or self.theirs.memory is None:
-            return None
-        return self.theirs.memory / max(self.ours.memory, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": time.perf_counter() - start,
     }
     save_json(out / "bench.json", result)
-    plot_curves(curves, out / "bench.png")
+    plot_curves(curves, out / "bench.png", f"{STEPS} steps of the random walk, {MAPS} maps")
     print(table(result["machine"], rows, result["linearity"]))
     print(
         f"\nLargest difference of the Chebyshev walk from dense squarings in float64: "
@@ -194,11 +163,11 @@ def bench_crf(quick: bool = False) -> list[Row]:
 
 
 def bench_cam(quick: bool = False) -> list[Row]:
-    """CAM files at four scales with flip from image files, against one view at a time: images of
-    one size together, in a copy of the network that is made for inference."""
+    """CAM files at four scales with flip from image files, against one view at a time: an image a
+    thread, small ones together, in a copy of the network that is made for inference."""
     rows = []
-    cases = (("small", 8, 112, 16), ("efficientnet_lite0", 16, 320, 4))
-    cases += (("efficientnet_lite0", 8, 320, 2),)
+    cases = (("small", 8, 112, 64), ("efficientnet_lite0", 16, 320, 4))
+    cases += (("efficientnet_lite0", 8, 320, 4),)
     for name, stride, size, count in cases if not quick else (("small", 8, 32, 2),):
         with tempfile.TemporaryDirectory() as folder:
             data = VOCData(make_toy(Path(folder) / "toy", train=count, val=0, size=size))
@@ -214,7 +183,7 @@ def bench_cam(quick: bool = False) -> list[Row]:
             def theirs(net=net, data=data, ids=ids) -> None:
                 one_view_at_a_time(net, Inputs(data, net.backbone), ids, new())
 
-            costs = [measure(call, repeat=2) for call in (ours, theirs)]
+            costs = [measure(call, repeat) for call, repeat in ((ours, 2), (theirs, 1))]
         name = f"CAMs of {count} images, 4 scales and flip, {name}, {size} px, stride {stride}"
         rows.append(Row(name, "one view at a time", *costs, 2))
     return rows
@@ -236,72 +205,6 @@ def balanced_loss(features: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     return affinity_loss(affinities(features, offsets), pairs, eps=1e-5).total
 
 
-def linearity(curves: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Exponent of size in time between the first point of a megapixel or more and the last.
-
-    1 is linear, 2 quadratic.
-
-    >>> points = [{"megapixels": size, "seconds": 0.3 * size} for size in (1, 16)]
-    >>> linearity({"chebyshev": points})
-    {'chebyshev': 1.0}
-    """
-    exponents = {}
-    for method, points in curves.items():
-        large = [point for point in points if point["megapixels"] >= 1]
-        if len(large) > 1:
-            growth = np.log(large[-1]["seconds"] / large[0]["seconds"])
-            size = np.log(large[-1]["megapixels"] / large[0]["megapixels"])
-            exponents[method] = round(float(growth / size), 2)
-    return exponents
-
-
-def table(machine: dict[str, Any], rows: Sequence[Row], exponents: dict[str, float]) -> str:
-    """The report in Markdown."""
-    lines = [
-        "{processor}, {cores} cores, {threads} threads, {system}, Python {python}, torch {torch}",
-        "",
-        "| what | against | ours | reference | times faster | times less memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines[0] = lines[0].format(**machine)
-    for row in rows:
-        smaller = "" if row.smaller is None else f"{row.smaller:.1f}"
-        if row.smaller_bar and row.smaller is not None:
-            smaller += f" (bar {row.smaller_bar:g})"
-        bar = f" (bar {row.faster_bar:g})" if row.faster_bar > 1 else ""
-        lines.append(
-            f"| {row.name} | {row.reference} | {_shown(row.ours)} | {_shown(row.theirs)} | "
-            f"{row.faster:.4g}{bar} | {smaller} |"
-        )
-    grows = ", ".join(f"{method} {exponent:.2f}" for method, exponent in exponents.items())
-    if grows:
-        lines += ["", f"Time of the walk grows with megapixels (1 to 16) to the power of {grows}."]
-    return "\n".join(lines)
-
-
-def plot_curves(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Time and memory of the walk against the size of the image, both axes logarithmic."""
-    import matplotlib.pyplot as plt
-
-    styles = {"dense": ("#e69f00", "s"), "sparse": ("#56b4e9", "^"), "chebyshev": ("#0072b2", "o")}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, key, unit, label in (
-        (axes[0], "seconds", 1, "seconds"),
-        (axes[1], "memory", MIB, "peak memory in MiB"),
-    ):
-        for method, points in curves.items():
-            known = [(p["megapixels"], p[key] / unit) for p in points if p[key]]
-            if known:
-                color, marker = styles[method]
-                axis.loglog(*zip(*known, strict=True), color=color, marker=marker, label=method)
-        axis.set(xlabel="megapixels of the image (stride 8)", ylabel=label)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.suptitle(f"{STEPS} steps of the random walk, {MAPS} maps")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
 def with_gradient(loss: Callable, features: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
     """The loss and its gradient with respect to the features."""
     features = features.detach().requires_grad_()
@@ -321,11 +224,6 @@ def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[np.ndar
 def _refine_twice(height: int, width: int, seed: int) -> float:
     image, unaries = _scene(height, width, seed)
     return float(sum(refined.mean() for refined in map(PairwiseCRF(image), unaries)))
-
-
-def _shown(cost: Cost) -> str:
-    seconds = f"{cost.seconds:.3g} s" if cost.seconds >= 1 else f"{1000 * cost.seconds:.3g} ms"
-    return seconds if cost.memory is None else f"{seconds}, {cost.memory / MIB:.3g} MiB"
 
 
 def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Cost:

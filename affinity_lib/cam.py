@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from affinity_lib.errors import InputError
 from affinity_lib.files import missing, save_scores
 from affinity_lib.inference import for_inference
-from affinity_lib.progress import Progress
+from affinity_lib.parallel import each_image
 
 if TYPE_CHECKING:
     from affinity_lib.inputs import Inputs
@@ -134,7 +134,6 @@ def multi_scale_activation(
     return total
 
 
-@torch.inference_mode()
 def infer_cams(
     net: CAMNet,
     inputs: Inputs,
@@ -164,27 +163,26 @@ def infer_cams(
     for image_id in todo:
         if not tags[image_id]:
             raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
-    progress = Progress("CAMs", len(todo))
-
-    def save(image_id: str, evidence: Tensor) -> None:
-        cams = normalize(evidence, tags[image_id], eps)
-        save_scores(out / f"{image_id}.npz", tags[image_id], cams)
-        progress.advance()
-
-    if inputs.stored and list(scales) == [1] and not flip:
-        for image_id in todo:
-            save(image_id, net.evidence(inputs.levels(image_id, net.backbone))[0])
-        return
     device = net.classifier.weight.device
-    fast = for_inference(net) if todo else net
+    as_stored = inputs.stored and list(scales) == [1] and not flip
+    fast = net if as_stored or not todo else for_inference(net)
+
+    @torch.inference_mode()
+    def work(some: Sequence[str]) -> None:
+        if as_stored:
+            evidence = torch.cat([net.evidence(inputs.levels(i, net.backbone)) for i in some])
+        else:
+            images = torch.stack([inputs.image(i) for i in some]).to(device)
+            evidence = multi_scale_activation(fast, images, scales, flip)
+        for image_id, each in zip(some, evidence.cpu(), strict=True):
+            cams = normalize(each, tags[image_id], eps)
+            save_scores(out / f"{image_id}.npz", tags[image_id], cams)
+
+    batches = []
     for size, same in _by_size(inputs, todo).items():
-        count = _together(size, device)
-        for k in range(0, len(same), count):
-            some = same[k : k + count]
-            images = torch.stack([inputs.image(image_id) for image_id in some]).to(device)
-            evidence = multi_scale_activation(fast, images, scales, flip).cpu()
-            for image_id, each in zip(some, evidence, strict=True):
-                save(image_id, each)
+        count = 1 if as_stored else _together(size, device)
+        batches += [same[k : k + count] for k in range(0, len(same), count)]
+    each_image(work, batches, "CAMs", device, count=len)
 
 
 def _together(size: tuple[int, int], device: torch.device) -> int:

@@ -1,27 +1,13 @@
-"""Fully connected CRF (dCRF) for one image, and for many over all cores (Sec. 3.2.1, 3.4)."""
+"""Fully connected CRF (dCRF) of one image (Sec. 3.2.1, 3.4)."""
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
 
 from affinity_lib.errors import InputError
-from affinity_lib.progress import Progress
-
-# How processes start, and the seconds of work that are worth a pool of them. A forked worker has
-# the parent's imports and is there at once; elsewhere than on Linux forking is not safe.
-_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn", 3.0)
 
 
 @dataclass(frozen=True)
@@ -130,92 +116,3 @@ class PairwiseCRF:
             )
             self._set_up[count] = crf
         return self._set_up[count]
-
-
-def map_images(
-    function: Callable[[Any], Any],
-    jobs: Iterable[Any],
-    workers: int | None = None,
-    progress: str = "",
-) -> list[Any]:
-    """``[function(job) for job in jobs]`` over a pool of processes, one thread in each.
-
-    ``function`` must be importable (defined in a module, not in a notebook cell; a
-    `functools.partial` of such a function is fine), and jobs and results must pickle: pass
-    names of files rather than arrays where you can. The results do not depend on ``workers``.
-
-    Args:
-        function: takes one job.
-        jobs: any iterable.
-        workers: number of processes, None for one per core; 1 stays in this process, as do jobs
-            that are done sooner than a pool starts.
-        progress: description of a plain progress line; empty for none.
-
-    Returns:
-        The results in the order of ``jobs``.
-
-    Raises:
-        InputError: ``workers`` is below 1.
-
-    >>> map_images(abs, [-2, -1], workers=1)
-    [2, 1]
-    """
-    workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers must be >= 1, got {workers}")
-    jobs = list(jobs)
-    if progress:
-        from tqdm import tqdm
-
-        with tqdm(total=len(jobs), desc=progress) as line:
-            return _map(function, jobs, workers, line.update)
-    return _map(function, jobs, workers, Progress("label maps", len(jobs)).advance)
-
-
-def available_cores() -> int:
-    """Cores that this process may use.
-
-    >>> available_cores() >= 1
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _map(
-    function: Callable[[Any], Any], jobs: list[Any], workers: int, done: Callable[[], Any]
-) -> list[Any]:
-    results = []
-
-    def collect(result: Any) -> None:
-        results.append(result)
-        done()
-
-    start = time.perf_counter()
-    for number, job in enumerate(jobs):
-        seconds = time.perf_counter() - start
-        # begin here: a pool that starts for less work than it takes to start would be slower
-        if workers > 1 and number and seconds / number * (len(jobs) - number) > _START_UP:
-            break
-        collect(function(job))
-    remaining = iter(jobs[len(results) :])
-    workers = min(workers, len(jobs) - len(results))
-    if workers == 0:
-        return results
-    pool = ProcessPoolExecutor(workers, get_context(_METHOD), _use_one_thread)
-    try:
-        waiting = deque(pool.submit(function, job) for job in islice(remaining, 16 * workers))
-        while waiting:
-            collect(waiting.popleft().result())
-            waiting.extend(pool.submit(function, job) for job in islice(remaining, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
-
-
-def _use_one_thread() -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

@@ -56,11 +56,13 @@ class _Divided(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         d = self.dilation
         batch, channels, height, width = x.shape
-        x = F.pad(x, (0, -width % d, 0, -height % d)).permute(0, 2, 3, 1)
-        rows, columns = x.shape[1] // d, x.shape[2] // d
-        x = x.reshape(batch, rows, d, columns, d, channels).permute(2, 4, 0, 5, 1, 3).flatten(0, 2)
-        x = self.conv(x.contiguous(memory_format=torch.channels_last))
-        x = x.unflatten(0, (d, d, batch)).permute(2, 4, 0, 5, 1, 3)  # (B, rows, d, columns, d, C)
+        if height % d or width % d:
+            x = F.pad(x, (0, -width % d, 0, -height % d))
+        rows, columns = x.shape[2] // d, x.shape[3] // d
+        x = x.permute(0, 2, 3, 1).reshape(batch, rows, d, columns, d, channels)
+        x = x.permute(2, 4, 0, 1, 3, 5).reshape(d * d * batch, rows, columns, channels)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x.reshape(d, d, batch, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
         x = x.reshape(batch, rows * d, columns * d, -1)[:, :height, :width]
         return x.permute(0, 3, 1, 2)
 

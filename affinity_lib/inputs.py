@@ -17,7 +17,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.features import freeze
 from affinity_lib.files import load_tensors, missing, save_tensors
 from affinity_lib.inference import for_inference
-from affinity_lib.progress import track
+from affinity_lib.parallel import each_image
 from affinity_lib.transforms import (
     TrainTransform,
     cut,
@@ -111,16 +111,21 @@ class Inputs:
         height, width = tensor.shape[1:]
         return F.pad(tensor, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
-    @torch.inference_mode()
     def store(self, ids: Sequence[str]) -> None:
         """Compute and store the levels of the images that have none yet (frozen backbone only)."""
         todo = missing(ids, self.folder, "safetensors") if self.stored else []
-        backbone = for_inference(self.backbone) if todo else None
-        for image_id in track(todo, "features"):
+        if not todo:
+            return
+        backbone = for_inference(self.backbone)
+
+        @torch.inference_mode()
+        def work(image_id: str) -> None:
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
             levels = backbone.levels(image.to(_device(backbone)))
             named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}
             save_tensors(self._path(image_id), named)
+
+        each_image(work, todo, "features", _device(backbone))
 
     def levels(self, image_id: str, backbone: nn.Module) -> list[Tensor]:
         """The three levels of one image, each (1, c, h, w): stored, or seen by ``backbone``."""

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from affinity_lib.cam import resize, to_labels, with_background
-from affinity_lib.crf import CRFSettings, PairwiseCRF, map_images
+from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.errors import InputError
 from affinity_lib.files import load_scores, missing
+from affinity_lib.parallel import map_images
 from affinity_lib.voc import VOCData
 
 

@@ -309,4 +309,5 @@ def test_a_stopped_inference_leaves_whole_files_alone(net, data, tmp_path: Path,
     for path in tmp_path.iterdir():
         load_scores(path)
     infer_cams(net, inputs, ids, tmp_path)
-    assert seen == [*ids[:3], *ids[2:]]
+    twice = [image_id for image_id in ids if seen.count(image_id) == 2]
+    assert twice == [seen[2]] and len(seen) == len(ids) + 1

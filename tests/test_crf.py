@@ -1,16 +1,11 @@
-"""The fully connected CRF and the pool of processes that it runs on."""
+"""The fully connected CRF."""
 
 from __future__ import annotations
 
-import os
-from functools import partial
-
 import numpy as np
 import pytest
-import torch
 
-from affinity_lib import crf
-from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf, map_images
+from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf
 from affinity_lib.errors import InputError
 
 
@@ -83,60 +78,8 @@ def test_a_shared_set_up_gives_what_two_set_ups_give(image: np.ndarray):
         ),
         (lambda: CRFSettings(bilateral_srgb=0), "bilateral_srgb"),
         (lambda: CRFSettings(iterations=-1), "iterations"),
-        (lambda: map_images(abs, [1], workers=0), "workers must be"),
     ],
 )
 def test_bad_input_is_named(call, message: str):
     with pytest.raises(InputError, match=message):
         call()
-
-
-@pytest.mark.parametrize("method", sorted({crf._METHOD, "spawn"}))
-def test_results_do_not_depend_on_the_number_of_processes(
-    monkeypatch: pytest.MonkeyPatch, method: str
-):
-    monkeypatch.setattr(crf, "_START_UP", 0)
-    monkeypatch.setattr(crf, "_METHOD", method)
-    jobs = list(range(-40, 40))
-    expected = [abs(job) for job in jobs]
-    assert map_images(abs, jobs, workers=1) == expected
-    assert map_images(abs, iter(jobs), workers=2) == expected
-
-
-def test_workers_run_one_thread_each(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(crf, "_START_UP", 0)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = map_images(os.getenv, ["OMP_NUM_THREADS"] * 3, workers=2)
-    assert threads == [None, "1", "1"]
-
-
-def test_torch_has_one_thread_in_a_worker_and_works_there(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(crf, "_START_UP", 0)
-    torch.rand(200, 200) @ torch.rand(200, 200)  # this process has its threads already
-    here, *there = map_images(_threads_of_torch, range(4), workers=2)
-    assert here == torch.get_num_threads()
-    assert there == [1, 1, 1]
-
-
-def test_work_that_is_done_sooner_than_a_pool_starts_stays_in_this_process():
-    assert set(map_images(_process, range(20), workers=2)) == {os.getpid()}
-
-
-def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(crf, "_START_UP", 0)
-    with pytest.raises(ZeroDivisionError):
-        map_images(partial(divmod, 1), [1, 2, 0, 4], workers=2)
-
-
-def test_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]):
-    map_images(abs, [1, 2, 3], workers=1, progress="dCRF")
-    assert "dCRF: 100%" in capsys.readouterr().err
-
-
-def _threads_of_torch(_: int) -> int:
-    assert torch.isfinite(torch.rand(200, 200) @ torch.rand(200, 200)).all()
-    return torch.get_num_threads()
-
-
-def _process(_: int) -> int:
-    return os.getpid()

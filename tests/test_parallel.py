@@ -1,0 +1,141 @@
+"""Many images at once: the pool of processes, and the threads that share a network."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
+from time import sleep
+
+import pytest
+import torch
+
+from affinity_lib import parallel
+from affinity_lib.errors import InputError
+from affinity_lib.parallel import each_image, map_images
+
+
+@pytest.mark.parametrize("method", sorted({parallel._METHOD, "spawn"}))
+def test_results_do_not_depend_on_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, method: str
+):
+    monkeypatch.setattr(parallel, "_START_UP", 0)
+    monkeypatch.setattr(parallel, "_METHOD", method)
+    jobs = list(range(-40, 40))
+    expected = [abs(job) for job in jobs]
+    assert map_images(abs, jobs, workers=1) == expected
+    assert map_images(abs, iter(jobs), workers=2) == expected
+
+
+def test_workers_run_one_thread_each(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "_START_UP", 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = map_images(os.getenv, ["OMP_NUM_THREADS"] * 3, workers=2)
+    assert threads == [None, "1", "1"]
+
+
+def test_torch_has_one_thread_in_a_worker_and_works_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "_START_UP", 0)
+    torch.rand(200, 200) @ torch.rand(200, 200)  # this process has its threads already
+    here, *there = map_images(_threads_of_torch, range(4), workers=2)
+    assert here == torch.get_num_threads()
+    assert there == [1, 1, 1]
+
+
+def test_work_that_is_done_sooner_than_a_pool_starts_stays_in_this_process():
+    assert set(map_images(_process, range(20), workers=2)) == {os.getpid()}
+
+
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel, "_START_UP", 0)
+    with pytest.raises(ZeroDivisionError):
+        map_images(partial(divmod, 1), [1, 2, 0, 4], workers=2)
+
+
+def test_fewer_than_one_process_is_refused():
+    with pytest.raises(InputError, match="workers must be"):
+        map_images(abs, [1], workers=0)
+
+
+def test_threads_do_every_job_with_one_thread_of_torch_each():
+    before, seen = torch.get_num_threads(), {}
+
+    def work(job: int) -> None:
+        seen[job] = torch.get_num_threads()
+
+    torch.set_num_threads(3)
+    try:
+        each_image(work, range(40), "jobs")
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:  # threads that start later have them all again
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == dict.fromkeys(range(40), 1)
+
+
+def test_threads_work_at_the_same_time():
+    before, barrier = torch.get_num_threads(), Barrier(2, timeout=30)
+    torch.set_num_threads(2)
+    try:
+        each_image(
+            lambda job: barrier.wait(), range(4), "jobs"
+        )  # one after the other would break it
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    before = torch.get_num_threads()
+    net = torch.nn.Conv2d(3, 8, 3)
+    images = torch.randn(6, 1, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    results: list[dict[int, torch.Tensor]] = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append({})
+
+            @torch.inference_mode()
+            def work(k: int, found=results[-1]) -> None:
+                found[k] = net(images[k])
+
+            each_image(work, range(6), "jobs")
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0][k], results[1][k]) for k in range(6))
+
+
+def test_an_error_in_a_thread_reaches_the_caller_and_ends_the_work():
+    done = []
+
+    def work(job: int) -> None:
+        if job == 3:
+            raise InputError("image 3 is broken")
+        done.append(job)
+        sleep(0.001)
+
+    with pytest.raises(InputError, match="image 3 is broken"):
+        each_image(work, range(2000), "jobs")
+    assert len(done) < 1999
+
+
+def test_threads_tell_how_many_images_are_done(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(parallel.Progress, "advance", lambda self, count=1: seen.append(count))
+    each_image(lambda some: None, [[1, 2, 3], [4]], "jobs", count=len)
+    assert sorted(seen) == [1, 3]
+
+
+def test_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]):
+    map_images(abs, [1, 2, 3], workers=1, progress="dCRF")
+    assert "dCRF: 100%" in capsys.readouterr().err
+
+
+def _threads_of_torch(_: int) -> int:
+    assert torch.isfinite(torch.rand(200, 200) @ torch.rand(200, 200)).all()
+    return torch.get_num_threads()
+
+
+def _process(_: int) -> int:
+    return os.getpid()
