@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
-SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
+SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test long lab bench notebooks lint

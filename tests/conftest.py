@@ -15,13 +15,10 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 torch.set_num_threads(1)
 
-OF_THE_RUN = ("test_chain", "test_kill", "test_snakemake")
-"""Files that need the tiny run."""
-
 LONG = ("test_kill", "test_snakemake", "test_voc12_chain")
 """Files that take minutes: their tests are marked so, for ``make long``."""
 
-FIRST = (*OF_THE_RUN, *LONG, "test_distributed", "test_photos")
+FIRST = (*LONG, "test_chain", "test_distributed", "test_photos")
 """Files that take longest, so that they start first."""
 
 
@@ -35,18 +32,12 @@ def tiny_run(tmp_path_factory) -> tuple[Path, runner.Plan]:
         return runner.execute(todo, folder / "run"), todo
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what belongs together to one of xdist's workers: a run, a file."""
+    """Mark what takes minutes, and begin with what takes longest."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if item.path.stem in LONG:
             item.add_marker("long")
     items.sort(key=lambda item: _place(item.path))
-
-
-def _group(item: pytest.Item) -> str:
-    return "runs" if item.path.stem in OF_THE_RUN else item.path.stem
 
 
 def _place(path: Path) -> int:
