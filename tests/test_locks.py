@@ -62,8 +62,10 @@ def test_kernel_and_its_children_are_gone_before_another_runner_works(tmp_path):
 
 
 def running(pid: int) -> bool:
+    """Whether a process still runs its program: one that the system is taking down does not."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return state not in "ZX"
+    exiting = int(numbers[5]) & 0x4  # PF_EXITING of the flags
+    return state not in "ZX" and not exiting
