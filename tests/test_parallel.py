@@ -79,9 +79,8 @@ def test_threads_work_at_the_same_time():
     before, barrier = torch.get_num_threads(), Barrier(2, timeout=30)
     torch.set_num_threads(2)
     try:
-        each_image(
-            lambda job: barrier.wait(), range(4), "jobs"
-        )  # one after the other would break it
+        # one after the other would wait for ever and break it
+        each_image(lambda job: barrier.wait(), range(4), "jobs")
     finally:
         torch.set_num_threads(before)
 
