@@ -73,9 +73,9 @@ def each_image(
 ) -> None:
     """Call ``work(job)`` for each job, on a CPU for as many at once as torch has threads.
 
-    Each job computes with a single thread: an image a thread is faster than all threads on one
-    image, and what comes out does not depend on their number. For work that torch does; Python's
-    own runs one thread at a time. On a GPU the jobs follow one another.
+    Each job computes with a single thread, so that what comes out does not depend on how many
+    there are. For work that torch does; Python's own runs one thread at a time. On a GPU the jobs
+    follow one another.
 
     Args:
         work: writes its result to a file of its own. Gradients and inference mode are a thread's
