@@ -29,6 +29,7 @@ from affinity_lib.files import save_json
 from affinity_lib.inputs import Inputs
 from affinity_lib.measuring import Cost, describe_machine, free_memory, measure
 from affinity_lib.parallel import available_cores, map_images
+from affinity_lib.precision import has_bfloat16
 from affinity_lib.random_walk import random_walk, transition_matrix
 from affinity_lib.references import SCALES, gathered_loss, one_view_at_a_time, squarings
 from affinity_lib.runs import find_root
@@ -164,7 +165,8 @@ def bench_crf(quick: bool = False) -> list[Row]:
 
 def bench_cam(quick: bool = False) -> list[Row]:
     """CAM files at four scales with flip from image files, against one view at a time: an image a
-    thread, small ones together, in a copy of the network that is made for inference."""
+    thread, small ones together, in a copy of the network that is made for inference, in float32 and
+    where the CPU has it in bfloat16."""
     rows = []
     cases = (("small", 8, 112, 64), ("efficientnet_lite0", 16, 320, 4))
     cases += (("efficientnet_lite0", 8, 320, 4),)
@@ -177,15 +179,19 @@ def bench_cam(quick: bool = False) -> list[Row]:
             def new(folder: str = folder) -> Path:
                 return Path(tempfile.mkdtemp(dir=folder))
 
-            def ours(net=net, data=data, ids=ids) -> None:
-                infer_cams(net, Inputs(data, net.backbone), ids, new(), SCALES)
+            def ours(mixed: bool, net=net, data=data, ids=ids) -> None:
+                inputs = Inputs(data, net.backbone)
+                infer_cams(net, inputs, ids, new(), SCALES, mixed_precision=mixed)
 
             def theirs(net=net, data=data, ids=ids) -> None:
                 one_view_at_a_time(net, Inputs(data, net.backbone), ids, new())
 
-            costs = [measure(call, repeat) for call, repeat in ((ours, 2), (theirs, 1))]
-        name = f"CAMs of {count} images, 4 scales and flip, {name}, {size} px, stride {stride}"
-        rows.append(Row(name, "one view at a time", *costs, 2))
+            alone = measure(theirs, 1)
+            title = f"CAMs of {count} images, 4 scales and flip, {name}, {size} px, stride {stride}"
+            for mixed in (False, True) if has_bfloat16("cpu") else (False,):
+                row = f"{title}, {'bfloat16' if mixed else 'float32'}"
+                cost = measure(partial(ours, mixed), 2)
+                rows.append(Row(row, "one view at a time, float32", cost, alone, 2))
     return rows
 
 

@@ -113,6 +113,7 @@ def multi_scale_activation(
     height, width = images.shape[-2:]
     grid = (-(-height // stride), -(-width // stride))
     images = images.contiguous(memory_format=torch.channels_last)
+    precision = net.classifier.weight.dtype
     total = images.new_zeros(len(images), net.classifier.out_features, *grid)
     for scale in scales:
         size = (max(round(height * scale), 1), max(round(width * scale), 1))
@@ -124,7 +125,7 @@ def multi_scale_activation(
         if flip:
             views = torch.cat([views, views.flip(-1)])
         maps = [
-            net.evidence(net.backbone.levels(some))
+            net.evidence(net.backbone.levels(some.to(precision))).float()
             for some in views.split(_together(size, images.device))
         ]
         maps = F.interpolate(torch.cat(maps), grid, mode="bilinear", align_corners=False)
@@ -142,6 +143,7 @@ def infer_cams(
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
     eps: float = 0,
+    mixed_precision: bool = False,
 ) -> None:
     """Write the CAMs of the tags present for each image that has none yet.
 
@@ -154,6 +156,7 @@ def infer_cams(
         out: folder of ``ID.npz`` score files, (K, h, w) in half precision.
         scales, flip: see ``multi_scale_activation``; stored levels know scale 1 without flip.
         eps: see ``normalize``.
+        mixed_precision: see ``for_inference``.
 
     Raises:
         InputError: an image without a tag, or with one that the network does not know.
@@ -165,7 +168,7 @@ def infer_cams(
             raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
     device = net.classifier.weight.device
     as_stored = inputs.stored and list(scales) == [1] and not flip
-    fast = net if as_stored or not todo else for_inference(net)
+    fast = net if as_stored or not todo else for_inference(net, mixed_precision)
 
     @torch.inference_mode()
     def work(some: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from affinity_lib.distributed import Together, rank, share, size
 from affinity_lib.errors import InputError
 from affinity_lib.files import write_aside
+from affinity_lib.precision import autocast
 from affinity_lib.processes import launch
 from affinity_lib.progress import Progress
 
@@ -33,7 +34,7 @@ class Recipe:
         power: of the schedule.
         warmup: share of all steps in which the learning rate rises from zero, in [0, 1).
         accumulate: batches whose gradients make one step.
-        mixed_precision: bfloat16 autocast where the device has it.
+        mixed_precision: see ``precision.autocast``; float32 where the device has no bfloat16.
         workers: processes that load images; 0 loads in the main process.
         seed: of initial order, augmentation and dropout.
     """
@@ -202,7 +203,7 @@ def _epoch(net, samples, loss, recipe, epoch, optimizer, schedule, device, progr
             batch = _to(batch, device)
             if size() > 1:
                 batch = net.whole(batch, len(places))
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision):
+            with autocast(device, recipe.mixed_precision):
                 value = loss(net, batch)
             if not torch.isfinite(value):
                 raise InputError(

@@ -107,7 +107,7 @@ class TrainTransform:
             self.crop,
             self.flip and bool(torch.rand(()) < 0.5),
         )
-        pixels = cut(pixels.sub(self._mean).div_(self._std), *place, fill=0)
+        pixels = cut(pixels.float().sub_(self._mean), *place, fill=0).div_(self._std)
         if maps is None:
             return pixels, None
         return pixels, cut(maps, *place, fill=0) if soft else cut(maps, *place, VOID)[0].long()

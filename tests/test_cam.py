@@ -30,6 +30,7 @@ from affinity_lib.cam import (
 from affinity_lib.errors import InputError
 from affinity_lib.files import load_scores
 from affinity_lib.inputs import Inputs
+from affinity_lib.precision import has_bfloat16
 from affinity_lib.random_walk import random_walk
 from affinity_lib.voc import VOCData
 
@@ -218,6 +219,25 @@ def test_cams_do_not_depend_on_the_images_beside_them(net, tmp_path, monkeypatch
     for name in images:
         alone = multi_scale_activation(net, inputs.image(name)[None], (0.5, 1, 1.5))[0]
         torch.testing.assert_close(found[name], normalize(alone, [1, 3]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_cams_in_mixed_precision_are_nearly_those_in_float32(
+    net, data, tmp_path, monkeypatch, able
+):
+    if able and not has_bfloat16("cpu"):
+        pytest.skip("this CPU does not compute in bfloat16")
+    monkeypatch.setattr("affinity_lib.inference.has_bfloat16", lambda device: able)
+    inputs, ids = Inputs(data, net.backbone), data.ids("train")
+    for folder, mixed in (("exact", False), ("mixed", True)):
+        infer_cams(net, inputs, ids, tmp_path / folder, (0.5, 1), mixed_precision=mixed)
+    for image_id in ids:
+        tags, exact = load_scores(tmp_path / "exact" / f"{image_id}.npz")
+        found_tags, found = load_scores(tmp_path / "mixed" / f"{image_id}.npz")
+        assert list(tags) == list(found_tags)
+        difference = np.abs(found.astype(np.float32) - exact)
+        assert difference.mean() < 0.02
+        assert (difference.max() > 0) == able
 
 
 def test_what_is_there_is_not_made_again(net, data, tmp_path):

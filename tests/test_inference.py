@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet
 from affinity_lib.inference import _Divided, for_inference
+from affinity_lib.precision import has_bfloat16
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
@@ -34,6 +35,24 @@ def test_a_copy_for_inference_sees_what_the_network_sees(name: str):
         found = fast.activation(fast.backbone.levels(image))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert same_state(before, state_of(net))
+
+
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize("name", ["small", "efficientnet_lite0"])
+def test_a_copy_in_bfloat16_sees_nearly_that(name: str):
+    net = with_statistics(CAMNet(build_backbone(name), num_classes=3, width=8))
+    fast, image = for_inference(net, mixed_precision=True), torch.randn(2, 3, 45, 62)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        expected = net.activation(net.backbone.levels(image))
+        found = fast.activation(fast.backbone.levels(image.bfloat16()))
+    assert (found - expected).abs().mean() <= 0.02 * expected.abs().max()
+
+
+def test_a_copy_stays_in_float32_where_the_device_has_no_bfloat16(monkeypatch):
+    monkeypatch.setattr("affinity_lib.inference.has_bfloat16", lambda device: False)
+    fast = for_inference(CAMNet(build_backbone("small"), 3, width=8).eval(), mixed_precision=True)
+    assert {p.dtype for p in fast.parameters()} == {torch.float32}
 
 
 def test_batch_norm_is_gone_from_the_copy():

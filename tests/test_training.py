@@ -269,9 +269,13 @@ def test_the_loss_falls_and_lines_are_printed_as_often_as_asked(tmp_path, capsys
     assert lines[-1].endswith(f"loss {history[-1]:.3f}")
 
 
-def test_mixed_precision_trains_in_single_precision_weights(tmp_path):
-    net, history = trained(tmp_path, replace(RECIPE, mixed_precision=True))
-    assert np.isfinite(history).all()
+@pytest.mark.parametrize("able", [False, True])
+def test_mixed_precision_keeps_weights_in_float32_and_losses_near(tmp_path, monkeypatch, able):
+    monkeypatch.setattr("affinity_lib.precision.has_bfloat16", lambda device: able)
+    _, exact = trained(tmp_path / "exact", RECIPE)
+    net, history = trained(tmp_path / "mixed", replace(RECIPE, mixed_precision=True))
+    assert (history != exact) == able
+    np.testing.assert_allclose(history[0], exact[0], atol=0.05)
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
