@@ -24,11 +24,12 @@ from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets,
 from affinity_lib.backbones import build_backbone
 from affinity_lib.bench_report import STRUCTURES, Row, linearity, plot_curves, table
 from affinity_lib.cam import CAMNet, infer_cams
+from affinity_lib.cores import available_cores
 from affinity_lib.crf import PairwiseCRF, dense_crf
 from affinity_lib.files import save_json
 from affinity_lib.inputs import Inputs
 from affinity_lib.measuring import Cost, describe_machine, free_memory, measure
-from affinity_lib.parallel import available_cores, map_images
+from affinity_lib.parallel import map_images
 from affinity_lib.precision import has_bfloat16
 from affinity_lib.random_walk import random_walk, transition_matrix
 from affinity_lib.references import SCALES, gathered_loss, one_view_at_a_time, squarings

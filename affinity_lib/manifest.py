@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
+from affinity_lib.cores import available_cores
 from affinity_lib.errors import InputError
 from affinity_lib.files import load_json, save_json
 from affinity_lib.runs import find_root
@@ -145,7 +146,7 @@ def computer() -> dict[str, Any]:
             "name": platform.node(),
             "system": platform.platform(),
             "processor": platform.processor() or platform.machine(),
-            "cores": _usable_cores(),
+            "cores": available_cores(),
         },
         "threads": threads(),
     }
@@ -159,7 +160,7 @@ def hash_seed() -> str:
 def threads() -> int:
     """The number of threads that a notebook computes with: ``OMP_NUM_THREADS``, or all cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else _usable_cores()
+    return int(given) if given.isdigit() and int(given) else available_cores()
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -242,10 +243,6 @@ def digest(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _library_hashes(cells: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from affinity_lib.parallel import available_cores
+from affinity_lib.cores import available_cores
 
 _STATUS = Path("/proc/self/status")
 

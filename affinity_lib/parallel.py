@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from affinity_lib.cores import available_cores
 from affinity_lib.errors import InputError
 from affinity_lib.progress import Progress
 
@@ -106,17 +107,6 @@ def each_image(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # of threads that start later
-
-
-def available_cores() -> int:
-    """Cores that this process may use.
-
-    >>> available_cores() >= 1
-    True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _map(

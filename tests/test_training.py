@@ -17,7 +17,8 @@ from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, classification_loss
 from affinity_lib.errors import InputError
 from affinity_lib.inputs import Inputs, forward
-from affinity_lib.training import Recipe, build_optimizer, epoch_order, fit
+from affinity_lib.training import Recipe, epoch_order, fit
+from affinity_lib.training_state import build_optimizer
 
 RECIPE = Recipe(epochs=4, batch_size=3, lr=0.05)
 
@@ -84,10 +85,12 @@ def stopping_at(call: int):
     return stopped
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(("optimizer", "average"), [("adam", 0), ("sgd", 0), ("adam", 0.7)])
 @pytest.mark.parametrize("call", [1, 5, 11])
-def test_a_stopped_training_that_goes_on_ends_with_the_same_bits(tmp_path, optimizer, call):
-    recipe = replace(RECIPE, optimizer=optimizer, accumulate=2)
+def test_a_stopped_training_that_goes_on_ends_with_the_same_bits(
+    tmp_path, optimizer, average, call
+):
+    recipe = replace(RECIPE, optimizer=optimizer, average=average, accumulate=2)
     undisturbed, history = trained(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         fit(Net(), Noisy(), stopping_at(call), recipe, tmp_path / "checkpoint.pt")
@@ -104,6 +107,26 @@ def test_only_what_was_lost_is_done_again(tmp_path):
     calls = []
     fit(Net(), Noisy(), lambda *a: calls.append(1) or loss(*a), RECIPE, tmp_path / "checkpoint.pt")
     assert len(calls) == 2 * 4  # two of four epochs of four batches were finished
+
+
+def test_a_network_ends_with_the_moving_average_of_its_weights(tmp_path):
+    recipe, seen = replace(RECIPE, average=0.8), []
+
+    def watched(model, batch):
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return loss(model, batch)
+
+    net = Net()
+    fit(net, Noisy(), watched, recipe, tmp_path / "averaged" / "checkpoint.pt")
+    last, _ = trained(tmp_path, RECIPE)
+    after = [*seen[1:], [p.detach() for p in last.parameters()]]
+    expected = after[0]
+    for weights in after[1:]:
+        pairs = zip(expected, weights, strict=True)
+        expected = [0.8 * old + 0.2 * new for old, new in pairs]
+    for found, average in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.detach(), average)
+    assert not same_state(state_of(net), state_of(last))
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):

@@ -1,0 +1,14 @@
+"""How many cores there are to compute with."""
+
+import os
+
+
+def available_cores() -> int:
+    """Cores that this process may use.
+
+    >>> available_cores() >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
