@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from affinity_lib.errors import InputError
 
 if TYPE_CHECKING:
-    from affinity_lib.runner import Plan
+    from affinity_lib.plans import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from affinity_lib import runner
+    from affinity_lib.execution import StageFailed
     from affinity_lib.parameters import parse_settings
+    from affinity_lib.plans import plan
 
-    todo = runner.plan(options.profile)
+    todo = plan(options.profile)
     settings = list(options.set)
     if options.nproc is not None:
         if options.nproc < 1:
@@ -58,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"\n{table.read_text(encoding='utf-8')}\n{results.shown(table)}")
             return 0
         run = runner.execute(todo, options.run_dir, **how)
-    except runner.StageFailed as error:
+    except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     tables.write_tables(run)
@@ -68,7 +70,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int:
-    from affinity_lib import runner, shards
+    from affinity_lib import shards
+    from affinity_lib.execution import StageFailed
 
     if len(options.notebooks) != 1 or grid:
         raise InputError("a part is of one notebook and one run: give --notebooks NN, and no grid")
@@ -81,7 +84,7 @@ def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int
         part["until"] = options.until
     try:
         shards.execute_part(todo, options.run_dir, **part)
-    except runner.StageFailed as error:
+    except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

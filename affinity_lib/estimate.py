@@ -29,10 +29,10 @@ from affinity_lib.counting import RESERVE, Training, count_forward, count_traini
 from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.errors import InputError
 from affinity_lib.files import save_scores
+from affinity_lib.plans import Plan, plan
 from affinity_lib.plots import markdown_table
 from affinity_lib.presets import preset
 from affinity_lib.random_walk import random_walk
-from affinity_lib.runner import Plan, plan
 from affinity_lib.segmentation import SegmentationNet, segmentation_loss
 from affinity_lib.voc import VOC_CLASSES, write_labels
 from affinity_lib.voc12 import SIZES

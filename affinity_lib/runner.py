@@ -11,101 +11,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-
-import papermill
-from ipykernel.kernelspec import get_kernel_dict, make_ipkernel_cmd
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
 
 from affinity_lib import locks
 from affinity_lib import manifest as mf
-from affinity_lib.errors import InputError
-from affinity_lib.parameters import Parameter, checked, declared_parameters, load_profile
+from affinity_lib.execution import StageFailed, disk_full, execute_notebook
+from affinity_lib.plans import Plan, chosen_notebooks
 from affinity_lib.progress import Display
-from affinity_lib.results import save_results, seconds_of_sections, shown
-from affinity_lib.runs import Run, find_root
+from affinity_lib.results import save_results, seconds_of_sections
+from affinity_lib.runs import Run
 
 RESUMED = "resumed"
 """The only reason to run a stage that was stopped and goes on with what it has."""
-
-OF_THE_COMMAND = {
-    "profile": "PROFILE",
-    "run_dir": "--run-dir FOLDER",
-    "shard": "--shard K/N",
-    "num_shards": "--shard K/N",
-}
-"""Parameters that say where and in which part something runs, and how the command gives them."""
-
-
-class StageFailed(RuntimeError):
-    """A notebook did not end well; the text says where, why, and which file shows it."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be run: checked parameters and the notebooks that they belong to.
-
-    Made by :func:`plan`. ``values`` are the profile's and the overrides; ``notebooks`` are all
-    stages by stem, in order; ``declared`` is what their parameter cells declare.
-    """
-
-    profile: str
-    values: Mapping[str, Any]
-    notebooks: Mapping[str, Path]
-    declared: Mapping[str, Mapping[str, Parameter]]
-
-    @property
-    def root(self) -> Path:
-        """The project's folder."""
-        return next(iter(self.notebooks.values())).parent.parent
-
-    def parameters(self, stem: str) -> dict[str, Any]:
-        """All values that decide what a notebook makes: not where, and in which part, it runs."""
-        declared = self.declared[stem]
-        values = {name: self.values.get(name, one.default) for name, one in declared.items()}
-        places = OF_THE_COMMAND.keys() - {"profile"}
-        return {name: value for name, value in values.items() if name not in places}
-
-    def with_values(self, overrides: Mapping[str, Any]) -> Plan:
-        """The same plan with some values in place of the profile's.
-
-        Raises:
-            InputError: an unknown parameter, or a value of the wrong kind.
-        """
-        for name in overrides:
-            if name in OF_THE_COMMAND:
-                raise InputError(f"{name} cannot be set: give {OF_THE_COMMAND[name]} instead")
-        return replace(self, values=checked({**self.values, **overrides}, self.declared))
-
-
-def plan(profile: str, folder: Path | None = None) -> Plan:
-    """Read the notebooks and the profile, and check every parameter.
-
-    Args:
-        profile: a file in ``notebooks/profiles``, without its ``.yaml``.
-        folder: the notebooks' folder; the project's unless given.
-
-    Raises:
-        InputError: no notebooks or profile, an unknown parameter or one of the wrong kind.
-    """
-    folder = folder or find_root() / "notebooks"
-    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    if not notebooks:
-        raise InputError(f"{folder} has no notebooks named like 00_name.ipynb")
-    declared = {stem: declared_parameters(path) for stem, path in notebooks.items()}
-    values = load_profile(folder / "profiles" / f"{profile}.yaml")
-    for name in values:
-        if name != "profile" and name in OF_THE_COMMAND:
-            raise InputError(f"{name} is no setting of a profile: give {OF_THE_COMMAND[name]}")
-    return Plan(profile, checked(values, declared), notebooks, declared)
 
 
 def execute(
@@ -120,7 +39,7 @@ def execute(
     """Run the stages of a plan that are not up to date.
 
     Args:
-        todo: from :func:`plan`.
+        todo: from :func:`affinity_lib.plans.plan`.
         run_dir: folder of the run, ``runs/PROFILE`` if empty.
         only: first letters of the notebooks to run, such as "03"; all if empty.
         force: run them even if nothing has changed.
@@ -152,26 +71,12 @@ def execute(
                 say("failed")
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise StageFailed(_disk_full(run, manifest)) from error
+                raise StageFailed(disk_full(run, manifest)) from error
             except BaseException as error:
                 say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", flush=True)
                 raise
             say(f"... {seconds:.1f} s" if seconds else "... skipped", flush=True)
     return run
-
-
-def chosen_notebooks(todo: Plan, only: Sequence[str]) -> list[str]:
-    """The stems that begin with one of some letters; all if there are none.
-
-    Raises:
-        InputError: nothing begins like that.
-    """
-    for name in only:
-        if not any(stem.startswith(name) for stem in todo.notebooks):
-            raise InputError(
-                f"no notebook starts with {name!r}: there are {', '.join(todo.notebooks)}"
-            )
-    return [stem for stem in todo.notebooks if stem.startswith(tuple(only) or "")]
 
 
 def new_manifest(todo: Plan, run: Path) -> dict[str, Any]:
@@ -248,7 +153,7 @@ def _stage(
     record = begin(todo, stem, run, manifest, key, resumed=reasons == [RESUMED])
     start = time.perf_counter()
     with display:
-        _papermill(todo, stem, run, manifest)
+        execute_notebook(todo, stem, run, manifest)
     seconds = time.perf_counter() - start
     (run / stem).mkdir(exist_ok=True)
     data = todo.parameters(stem).get("data_root")
@@ -284,99 +189,6 @@ def reasons_to_run(
     return mf.damage(run, record["artifacts"])
 
 
-def run_part(
-    todo: Plan,
-    stem: str,
-    run: Path,
-    manifest: Mapping[str, Any],
-    cells: NotebookNode,
-    name: str,
-    values: Mapping[str, Any],
-) -> None:
-    """Execute some cells of a notebook; what was executed is kept only if it fails.
-
-    Args:
-        todo, stem, run, manifest: as for the whole notebook.
-        cells: a notebook with these cells.
-        name: of the part, for the file of a failed one.
-        values: of the parameters ``shard`` and ``num_shards``.
-    """
-    _papermill(todo, stem, run, manifest, cells, f".{name}", values)
-    (run / "notebooks" / f"{stem}.{name}.ipynb").unlink()
-
-
-def _papermill(
-    todo: Plan,
-    stem: str,
-    run: Path,
-    manifest: Mapping[str, Any],
-    cells: NotebookNode | None = None,
-    part: str = "",
-    more: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
-    notebook = todo.notebooks[stem]
-    final = run / "notebooks" / f"{stem}{part}.ipynb"
-    failed = final.with_suffix(".failed.ipynb")
-    running = final.with_suffix(".running.ipynb")
-    declared = todo.declared[stem]
-    values = {name: todo.values[name] for name in declared if name in todo.values}
-    if "run_dir" in declared:
-        values["run_dir"] = str(run)
-    try:
-        papermill.execute_notebook(
-            cells or notebook,
-            running,
-            parameters=values | dict(more),
-            kernel_name="python3",
-            kernel_manager_class=_ThisPython,
-            cwd=notebook.parent,
-            progress_bar=False,
-            start_timeout=180,
-            iopub_timeout=60,
-        )
-    except PapermillExecutionError as error:
-        os.replace(running, failed)
-        if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt from error
-        if _is_full(run, error.evalue):
-            raise StageFailed(_disk_full(run, manifest)) from error
-        begins = next(iter(error.source.splitlines()), "")
-        raise StageFailed(
-            f"{stem} failed in cell In [{error.exec_count}], which begins with {begins!r}\n"
-            f"{error.ename}: {error.evalue}\n"
-            f"The notebook up to there: {shown(failed)}"
-        ) from error
-    except DeadKernelError as error:
-        os.replace(running, failed)
-        raise StageFailed(
-            f"{stem} failed: its kernel died, as it does when memory runs out\n"
-            f"The notebook up to there: {shown(failed)}"
-        ) from error
-    os.replace(running, final)
-    failed.unlink(missing_ok=True)
-
-
-class _ThisPython(AsyncKernelManager):
-    """Kernels of the Python that runs this, whatever a ``python3`` kernelspec elsewhere says."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        env = {
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "PYTHONHASHSEED": mf.hash_seed(),
-            "OMP_NUM_THREADS": str(mf.threads()),
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-        # Only what is fatal: the kernel's other messages are about itself, not about the notebook.
-        argv = make_ipkernel_cmd("affinity_lib.kernel", extra_arguments=["--log-level=50"])
-        return KernelSpec(env=env, **get_kernel_dict() | {"argv": argv})
-
-    async def start_kernel(self, **how: Any) -> None:
-        await super().start_kernel(pass_fds=locks.inherited(), **how)
-
-
 def _clear(run: Path, stem: str) -> None:
     shutil.rmtree(run / stem, ignore_errors=True)
     for ending in (".ipynb", ".html"):
@@ -389,15 +201,3 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _is_full(run: Path, error: str) -> bool:
-    return "No space left on device" in error or shutil.disk_usage(run).free < 2**20
-
-
-def _disk_full(run: Path, manifest: Mapping[str, Any]) -> str:
-    done = [stem for stem, record in manifest["stages"].items() if record["state"] == "done"]
-    return (
-        f"The disk of {shown(run)} is full: free some space and give the same command.\n"
-        f"Kept, and not run again: {', '.join(done) or 'nothing yet'}"
-    )

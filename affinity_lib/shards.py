@@ -21,16 +21,9 @@ from nbformat import NotebookNode
 from affinity_lib import locks
 from affinity_lib import manifest as mf
 from affinity_lib.errors import InputError
-from affinity_lib.runner import (
-    RESUMED,
-    Plan,
-    begin,
-    chosen_notebooks,
-    key_now,
-    new_manifest,
-    reasons_to_run,
-    run_part,
-)
+from affinity_lib.execution import run_part
+from affinity_lib.plans import Plan, chosen_notebooks
+from affinity_lib.runner import RESUMED, begin, key_now, new_manifest, reasons_to_run
 from affinity_lib.runs import Run, shard_of
 
 TRAIN, PER_IMAGE = "train", "per-image"
@@ -66,7 +59,7 @@ def execute_part(
     """Run one notebook up to a tagged cell, unless the stage is up to date.
 
     Args:
-        todo: from :func:`affinity_lib.runner.plan`.
+        todo: from :func:`affinity_lib.plans.plan`.
         run_dir: folder of the run, ``runs/PROFILE`` if empty.
         only: first letters of the notebook.
         until: tag of the last cell that is executed, ``"train"`` or ``"per-image"``.

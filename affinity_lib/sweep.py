@@ -19,8 +19,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from affinity_lib.files import load_json, write_aside
+from affinity_lib.plans import Plan
 from affinity_lib.results import TABLE1
-from affinity_lib.runner import Plan, execute
+from affinity_lib.runner import execute
 from affinity_lib.runs import Run
 
 METRICS = {key: f"{name}, train" for key, (name, _) in TABLE1.items()} | {"val": "network, val"}
@@ -41,7 +42,7 @@ def execute_grid(
     """Run every combination of the values, and write table and picture.
 
     Args:
-        todo: from :func:`affinity_lib.runner.plan`.
+        todo: from :func:`affinity_lib.plans.plan`.
         grid: parameter -> its values; if ``seed`` is one, mean and spread over it are added.
         run_dir, only, force, say: as for :func:`affinity_lib.runner.execute`.
 

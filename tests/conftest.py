@@ -10,6 +10,7 @@ from hypothesis import settings
 from tiny import TINY
 
 from affinity_lib import runner
+from affinity_lib.plans import Plan, plan
 
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
@@ -23,10 +24,10 @@ FIRST = (*LONG, "test_chain", "test_distributed", "test_photos")
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> tuple[Path, runner.Plan]:
+def tiny_run(tmp_path_factory) -> tuple[Path, Plan]:
     """A run of all notebooks at a tiny size that nothing has disturbed, and its plan."""
     folder = tmp_path_factory.mktemp("chain")
-    todo = runner.plan("toy").with_values(TINY | {"data_root": str(folder / "data")})
+    todo = plan("toy").with_values(TINY | {"data_root": str(folder / "data")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         return runner.execute(todo, folder / "run"), todo

@@ -13,6 +13,7 @@ from tiny import TINY
 from affinity_lib import report, runner
 from affinity_lib.convert import convert
 from affinity_lib.manifest import artifacts
+from affinity_lib.plans import plan
 from affinity_lib.shards import cells_until
 from affinity_lib.toy import make_toy
 from affinity_lib.voc import VOCData, read_labels
@@ -96,7 +97,7 @@ def test_own_photographs_of_any_size_run_without_a_mask(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     convert(tmp_path / "images", tmp_path / "labels.csv", tmp_path / "own", val_fraction=0.25)
     values = TINY | {"dataset": "voc", "data_root": str(tmp_path / "own"), "t": 4}
-    folder = runner.execute(runner.plan("toy").with_values(values), tmp_path / "run")
+    folder = runner.execute(plan("toy").with_values(values), tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
     assert results["table1"]["rw_crf"] is None
     own = VOCData(tmp_path / "own")

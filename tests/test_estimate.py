@@ -17,7 +17,7 @@ from affinity_lib.counting import (
     count_training,
 )
 from affinity_lib.estimate import estimate, main, report
-from affinity_lib.runner import Plan, plan
+from affinity_lib.plans import Plan, plan
 
 ONE = {
     "crf_seconds": 1.0,

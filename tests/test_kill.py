@@ -11,16 +11,17 @@ from pathlib import Path
 
 from affinity_lib import runner
 from affinity_lib.manifest import artifacts, load_manifest, verify
+from affinity_lib.plans import Plan
 
 KILLS = 20
 
 
-def work(todo: runner.Plan, run: Path, lines: Connection) -> None:
+def work(todo: Plan, run: Path, lines: Connection) -> None:
     """What the killed process does: the runner, which tells the test where it is."""
     runner.execute(todo, run, say=lambda text, **_: lines.send(text))
 
 
-def moments(todo: runner.Plan) -> Iterator[tuple[str, float, float]]:
+def moments(todo: Plan) -> Iterator[tuple[str, float, float]]:
     """Twenty random moments, in the order of the stages.
 
     A moment is a stage, the share of its cells that have ended, and seconds from there on: the
@@ -34,7 +35,7 @@ def moments(todo: runner.Plan) -> Iterator[tuple[str, float, float]]:
         yield stem, chance.uniform(0, 0.6 if stem == stems[-1] else 1), chance.uniform(0, 1)
 
 
-def kill_a_runner(todo: runner.Plan, run: Path, stem: str, share: float, seconds: float) -> None:
+def kill_a_runner(todo: Plan, run: Path, stem: str, share: float, seconds: float) -> None:
     """Let a runner come to that moment, or to the next stage, and kill it."""
     processes = get_context("forkserver")  # its processes have the imports already
     processes.set_forkserver_preload(["affinity_lib.runner"])

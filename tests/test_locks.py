@@ -24,8 +24,8 @@ if child:
     os.replace(note.parent / "new.txt", note)
 time.sleep(600)
 """
-RUN = "from affinity_lib import runner; from pathlib import Path; import sys\n"
-RUN += "runner.execute(runner.plan('tiny', Path(sys.argv[1])), sys.argv[2], only=['01'])"
+RUN = "from affinity_lib import plans, runner; from pathlib import Path; import sys\n"
+RUN += "runner.execute(plans.plan('tiny', Path(sys.argv[1])), sys.argv[2], only=['01'])"
 
 
 def test_one_works_alone_or_several_beside_each_other(tmp_path):

@@ -10,11 +10,13 @@ import pytest
 from fake_project import make_project, write_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from affinity_lib import locks, runner
+from affinity_lib import execution, locks, runner
 from affinity_lib import manifest as mf
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
+from affinity_lib.execution import StageFailed
 from affinity_lib.manifest import load_manifest, save_manifest, verify
+from affinity_lib.plans import Plan, plan
 from affinity_lib.results import seconds_of_sections, summary
 
 STEMS = ["00_draw", "01_walk", "02_learn"]
@@ -27,12 +29,12 @@ def go(folder: Path, run: Path, only: tuple[str, ...] = (), **overrides: object)
     def say(text: str, end: str = "\n", flush: bool = False) -> None:
         printed.append(text + end)
 
-    todo = runner.plan("tiny", folder).with_values(overrides)
+    todo = plan("tiny", folder).with_values(overrides)
     runner.execute(todo, run, only=only, say=say)
     return "".join(printed).split("\n")[:-1]
 
 
-def pretend(todo: runner.Plan, stem: str, run: Path, manifest: object) -> None:
+def pretend(todo: Plan, stem: str, run: Path, manifest: object) -> None:
     """In place of papermill, where only the reason to run matters."""
     (run / stem).mkdir(exist_ok=True)
     (run / "notebooks" / f"{stem}.ipynb").write_text('{"cells": []}')
@@ -64,7 +66,7 @@ def project(finished, tmp_path) -> tuple[Path, Path]:
 def fail(folder: Path, run: Path, source: str) -> str:
     """Make the second notebook fail; returns what is said about it."""
     write_notebook(folder / "01_walk.ipynb", "beta: float = 4\n", [source])
-    with pytest.raises(runner.StageFailed) as failed:
+    with pytest.raises(StageFailed) as failed:
         go(folder, run, only=("01",))
     return str(failed.value)
 
@@ -160,7 +162,7 @@ def test_interrupted_stage_goes_on_with_what_it_has(project):
 def test_damaged_stage_is_run_again_and_says_why(project, monkeypatch, file, content, words):
     path = project[1] / file
     path.unlink() if content is None else path.write_text(content)
-    monkeypatch.setattr(runner, "_papermill", pretend)
+    monkeypatch.setattr(runner, "execute_notebook", pretend)
     lines = go(*project)
     assert lines[1] == "[2/3] 01_walk ... skipped"
     assert lines[2].startswith(f"[3/3] 02_learn ({words}) ...")
@@ -173,7 +175,7 @@ def test_changed_data_set_is_noticed(project, monkeypatch):
     save_manifest(project[1], manifest)
     assert go(*project)[0] == "[1/3] 00_draw ... skipped"
     (data / "b.txt").touch()
-    monkeypatch.setattr(runner, "_papermill", pretend)
+    monkeypatch.setattr(runner, "execute_notebook", pretend)
     assert go(*project)[0].startswith(f"[1/3] 00_draw (the data set in {data} has changed) ...")
 
 
@@ -233,11 +235,11 @@ def test_where_and_in_which_part_it_runs_is_no_setting(project, name, instead):
 
 def test_folder_without_notebooks_is_refused(tmp_path):
     with pytest.raises(InputError, match="has no notebooks"):
-        runner.plan("tiny", tmp_path)
+        plan("tiny", tmp_path)
 
 
 def test_kernel_is_this_python_with_figures_in_the_notebook(finished):
-    spec = runner._ThisPython().kernel_spec
+    spec = execution._ThisPython().kernel_spec
     assert spec.argv[0] == sys.executable and "inline" in spec.env["MPLBACKEND"]
 
 
@@ -280,9 +282,9 @@ def test_failing_notebook_ends_the_command_with_1(project, monkeypatch, capsys):
     monkeypatch.chdir(project[0].parent)
 
     def failing(*_: object) -> None:
-        raise runner.StageFailed("01_walk failed")
+        raise StageFailed("01_walk failed")
 
-    monkeypatch.setattr(runner, "_papermill", failing)
+    monkeypatch.setattr(runner, "execute_notebook", failing)
     assert main(["run", "tiny", "--run-dir", "run", "--set", "beta=1"]) == 1
     assert capsys.readouterr().err == "error: 01_walk failed\n"
 

@@ -12,6 +12,7 @@ from affinity_lib import locks, runner, shards
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.manifest import load_manifest, verify
+from affinity_lib.plans import plan
 from affinity_lib.runs import Run, shard_of
 
 TRAIN = """
@@ -51,7 +52,7 @@ def project(tmp_path) -> tuple[Path, Path]:
 
 def part(project: tuple[Path, Path], beta: float = 4.0, **how) -> str:
     said: list[str] = []
-    todo = runner.plan("tiny", project[0]).with_values({"beta": beta})
+    todo = plan("tiny", project[0]).with_values({"beta": beta})
     say = lambda text, **_: said.append(text)
     shards.execute_part(todo, project[1], only="03", say=say, **how)
     return " ".join(said)
@@ -90,7 +91,7 @@ def test_training_shards_and_the_rest_make_one_stage(project):
     assert not {"shard", "num_shards"} & stage["key"]["parameters"].keys()
     assert list((run / "notebooks").iterdir()) == []
 
-    todo = runner.plan("tiny", folder).with_values({"beta": 4.0})
+    todo = plan("tiny", folder).with_values({"beta": 4.0})
     runner.execute(todo, run, say=lambda *_, **__: None)
     assert (run / "03_share" / "visits.txt").read_text() == "bac"
     assert verify(run)[1] == []

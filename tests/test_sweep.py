@@ -6,9 +6,10 @@ import json
 import pytest
 from fake_project import make_project
 
-from affinity_lib import runner, sweep
+from affinity_lib import sweep
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
+from affinity_lib.plans import plan
 
 ROWS = [
     {"beta": beta, "t": t, "seed": seed, "rw": 50.0 + beta + t + seed, "val": 40.0}
@@ -20,7 +21,7 @@ ROWS = [
 
 def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
     printed: list[str] = []
-    todo = runner.plan("tiny", make_project(tmp_path))
+    todo = plan("tiny", make_project(tmp_path))
     table = sweep.execute_grid(
         todo,
         {"beta": [8, 16]},
@@ -58,7 +59,7 @@ def test_only_what_has_several_values_is_swept(tmp_path, monkeypatch, capsys):
 
 
 def test_every_point_is_checked_before_the_first_one_runs(tmp_path):
-    todo = runner.plan("tiny", make_project(tmp_path))
+    todo = plan("tiny", make_project(tmp_path))
     with pytest.raises(InputError, match="beta must be float"):
         sweep.execute_grid(todo, {"beta": [8, "x"]}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
