@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -207,8 +208,11 @@ def test_ctrl_c_leaves_a_run_that_goes_on(project):
     source += "if not part.exists():\n    part.touch()\n"
     source += "    os.kill(os.getppid(), signal.SIGINT)\n    time.sleep(600)"
     write_notebook(project[0] / "01_walk.ipynb", "beta: float = 4\n", [source])
+    # what is started in the background, as these tests may be, ignores the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         go(*project, only=("01",))
+    signal.signal(signal.SIGINT, before)
     (line,) = go(*project, only=("01",))
     assert line.startswith("[1/1] 01_walk (resumed) ...")
 
