@@ -138,7 +138,15 @@ def test_a_finished_training_is_not_repeated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.01}, {"epochs": 5}, {"seed": 1}, {"optimizer": "sgd"}, {"batch_size": 2}]
+    "change",
+    [
+        {"lr": 0.01},
+        {"epochs": 5},
+        {"seed": 1},
+        {"optimizer": "sgd"},
+        {"average": 0.9},
+        {"batch_size": 2},
+    ],
 )
 def test_a_changed_recipe_starts_over(tmp_path, change):
     trained(tmp_path, RECIPE)
@@ -342,6 +350,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         ({"lr": float("nan")}, "lr must be > 0, got nan"),
         ({"optimizer": "lion"}, "optimizer must be adam or sgd, got 'lion'"),
         ({"lr_factors": (1, 10)}, "lr_factors must be four: .*, got"),
+        ({"average": 1.0}, "average must be >= 0 and < 1, got 1"),
+        ({"average": -0.1}, "average must be >= 0 and < 1, got -0.1"),
         ({"workers": -1}, "workers must be >= 0, got -1"),
     ],
 )
