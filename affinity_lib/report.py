@@ -246,10 +246,12 @@ pre { overflow-x: auto; font-size: .8rem; }
 .case p { margin: 0 0 .4rem; }
 .steps { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8.5rem, 1fr); gap: .6rem; }
 .steps img { width: 100%; image-rendering: auto; }
+.steps b { white-space: nowrap; }
 .key { white-space: nowrap; font-size: .85rem; color: #4a5668; margin-left: .7rem; }
 .key i { display: inline-block; width: .75rem; height: .75rem; margin-right: .25rem;
   border: 1px solid #0003; }
-@media (max-width: 40rem) { .steps { grid-auto-columns: 7rem; } }
+@media (max-width: 40rem) {
+  .steps { grid-auto-flow: row; grid-template-columns: repeat(4, 1fr); gap: .4rem; } }
 """
 
 _PAGE = """<!doctype html>
