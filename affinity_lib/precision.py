@@ -6,7 +6,9 @@ import torch
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether bfloat16 is fast on a device: on a GPU, and on a CPU with AVX-512 or AMX for it.
+    """Whether a device is to compute in bfloat16: a CPU with AVX-512 or AMX for it, and any GPU.
+
+    It saves a GPU memory even where, as before Ampere, it is emulated.
 
     >>> has_bfloat16("meta")
     False
