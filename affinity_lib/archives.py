@@ -1,4 +1,4 @@
-"""Published archives of data sets: downloaded, checked and unpacked, each whole or not at all."""
+"""Published archives of data sets and weights: downloaded, checked and unpacked, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from affinity_lib.files import write_aside
 
 @dataclass(frozen=True)
 class Archive:
-    """One data set as its authors publish it.
+    """One archive as its authors publish it.
 
     Attributes:
         name: what it is called.
-        argument: the parameter that takes a folder of it that is there already.
+        instead: the parameter that takes a copy that is there already, such as "voc=FOLDER".
         url, md5: of the ``.tar`` or ``.tgz``.
-        folder: of the data set within the archive.
+        folder: of the data within the archive.
         parts: the files and folders of it that are needed.
     """
 
     name: str
-    argument: str
+    instead: str
     url: str
     md5: str
     folder: str
@@ -46,10 +46,10 @@ def fetch(archive: Archive, folder: str | Path) -> Path:
 
     Args:
         archive: what to get.
-        folder: where the archive and the data set go.
+        folder: where the archive and its data go.
 
     Returns:
-        The folder of the data set, below ``folder``.
+        The folder of the data, below ``folder``.
 
     Raises:
         InputError: no connection, or an archive that is not the published one.
@@ -81,14 +81,14 @@ def download(archive: Archive, folder: str | Path) -> Path:
             reason = error.reason if isinstance(error, URLError) else error
             raise InputError(
                 f"{archive.name} could not be fetched from {archive.url} ({reason}): connect and "
-                f"try again, it goes on where it stopped, or give {archive.argument}=FOLDER"
+                f"try again, it goes on where it stopped, or give {archive.instead}"
             ) from error
     file = path if path.exists() else part
     if calculate_md5(file) != archive.md5:
         file.unlink()
         raise InputError(
             f"{path} did not have the MD5 {archive.md5} and was removed: try again, or give "
-            f"{archive.argument}=FOLDER"
+            f"{archive.instead}"
         )
     file.replace(path)
     return path

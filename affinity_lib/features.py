@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -119,6 +121,11 @@ def freeze(backbone: Backbone, up_to: int | None = 0) -> Backbone:
     for module in frozen + _batch_norms(backbone):
         module.requires_grad_(False)
     return backbone.train(backbone.training)
+
+
+def pooled_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A map (B, C, H, W) as means over the cells of a coarser grid, itself where it has that size."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, tuple(size))
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:

@@ -33,7 +33,7 @@ _LISTS = "ImageSets/Segmentation"
 _YEAR = DATASET_YEAR_DICT["2012"]
 VOC = Archive(
     name="VOC 2012",
-    argument="voc",
+    instead="voc=FOLDER",
     url=_YEAR["url"],
     md5=_YEAR["md5"],
     folder=Path(_YEAR["base_dir"]).as_posix(),
@@ -41,7 +41,7 @@ VOC = Archive(
 )
 SBD = Archive(
     name="SBD",
-    argument="sbd",
+    instead="sbd=FOLDER",
     url=SBDataset.url,
     md5=SBDataset.md5,
     folder="benchmark_RELEASE/dataset",

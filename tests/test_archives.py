@@ -32,7 +32,7 @@ def published(tmp_path: Path) -> Path:
 
 def about(path: Path, url: str) -> Archive:
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    return Archive("Things", "things", url, md5, "release/dataset", ("cls", "train.txt"))
+    return Archive("Things", "things=FOLDER", url, md5, "release/dataset", ("cls", "train.txt"))
 
 
 class Server(ThreadingHTTPServer):
@@ -182,6 +182,8 @@ def test_what_is_unpacked_already_is_neither_fetched_nor_unpacked_again(publishe
 
 
 def test_without_a_connection_one_sentence_says_what_to_do(tmp_path):
-    archive = Archive("Things", "things", "http://127.0.0.1:9/a.tar", "0", "dataset", ("cls",))
+    archive = Archive(
+        "Things", "things=FOLDER", "http://127.0.0.1:9/a.tar", "0", "dataset", ("cls",)
+    )
     with pytest.raises(InputError, match="Things could not be fetched .*, or give things=FOLDER$"):
         fetch(archive, tmp_path)

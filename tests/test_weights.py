@@ -185,6 +185,108 @@ def test_timms_resnet50_with_torchvisions_weights_is_torchvisions_atrous_network
     torch.testing.assert_close(ours(image).top, expected, atol=1e-3, rtol=1e-3)
 
 
+OLD = ("conv1", "bn_conv1", "{kind}{stage}{letter}_branch{branch}")
+NEW = ("conv1_conv", "conv1_bn", "conv{stage}_block{block}_{place}_{kind}")
+DEPTHS = {2: 3, 3: 4, 4: 6, 5: 3}
+
+
+def keras_layer(names: tuple[str, str, str], kind: str, stage: int, block: int, place: int) -> str:
+    """A layer of Keras's ResNet-50; place 0 is the shortcut."""
+    branch = ("1", "2a", "2b", "2c")[place]
+    old, letter = {"conv": "res", "bn": "bn"}, "abcdef"[block]
+    kind = old[kind] if names is OLD else kind
+    return names[2].format(
+        kind=kind, stage=stage, letter=letter, branch=branch, block=block + 1, place=place
+    )
+
+
+def keras_resnet50(names: tuple[str, str, str]) -> dict[str, torch.Tensor]:
+    """Random weights as Keras keeps them, with the classifier that a backbone has no place for."""
+    tensors = {}
+
+    def add(conv: str, norm: str, side: int, inputs: int, outputs: int, gain: float = 1) -> None:
+        scale = gain * (2 / (side * side * inputs)) ** 0.5
+        tensors[f"{conv}/kernel"] = torch.randn(side, side, inputs, outputs) * scale
+        tensors[f"{conv}/bias"] = torch.randn(outputs) / 10
+        tensors[f"{norm}/gamma"] = 1 + torch.rand(outputs) / 10
+        tensors[f"{norm}/beta"] = torch.randn(outputs) / 10
+        tensors[f"{norm}/moving_mean"] = torch.randn(outputs) / 10
+        tensors[f"{norm}/moving_variance"] = 1 + torch.rand(outputs)
+
+    add(names[0], names[1], 7, 3, 64, gain=1 / 100)
+    inputs = 64
+    for stage, depth in DEPTHS.items():
+        width = 16 * 2**stage
+        for block in range(depth):
+            sizes = [(1, inputs, 4 * width), (1, inputs, width), (3, width, width)]
+            sizes += [(1, width, 4 * width)]
+            for place in range(block > 0, 4):
+                layers = [keras_layer(names, k, stage, block, place) for k in ("conv", "bn")]
+                add(*layers, *sizes[place])
+            inputs = 4 * width
+    tensors["fc1000/kernel"] = torch.randn(2048, 1000)
+    return tensors | {"fc1000/bias": torch.randn(1000)}
+
+
+def keras_features(tensors: dict[str, torch.Tensor], names, rgb: torch.Tensor) -> torch.Tensor:
+    """The last map of Keras's ResNet-50, at its own stride of 32, for images between 0 and 1."""
+
+    def layer(x, conv, norm, stride=1):
+        kernel = tensors[f"{conv}/kernel"].permute(3, 2, 0, 1)
+        x = torch.conv2d(x, kernel, tensors[f"{conv}/bias"], stride, kernel.shape[-1] // 2)
+        kinds = ("moving_mean", "moving_variance", "gamma", "beta")
+        values = [tensors[f"{norm}/{kind}"] for kind in kinds]
+        return torch.nn.functional.batch_norm(x, *values, eps=1.001e-5)
+
+    mean = torch.tensor([123.68, 116.779, 103.939]).view(3, 1, 1)
+    x = layer((255 * rgb - mean).flip(1), names[0], names[1], 2).relu()
+    x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    for stage, depth in DEPTHS.items():
+        for block in range(depth):
+            convs, norms = (
+                [keras_layer(names, kind, stage, block, place) for place in range(4)]
+                for kind in ("conv", "bn")
+            )
+            stride = 2 if stage > 2 and block == 0 else 1
+            kept = layer(x, convs[0], norms[0], stride) if block == 0 else x
+            x = layer(x, convs[1], norms[1], stride).relu()
+            x = layer(x, convs[2], norms[2]).relu()
+            x = (layer(x, convs[3], norms[3]) + kept).relu()
+    return x
+
+
+@pytest.mark.parametrize("names", [OLD, NEW], ids=["older names", "newer names"])
+@torch.inference_mode()
+def test_kerass_resnet50_is_the_same_network_with_atrous_convolutions(names):
+    torch.manual_seed(0)
+    tensors = keras_resnet50(names)
+    backbone = build_backbone("resnet50_v1", 8).eval()
+    assert fill_backbone(backbone, tensors, "model.json") == []
+    rgb = torch.rand(1, 3, 96, 64)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    theirs, ours = keras_features(tensors, names, rgb), backbone((rgb - mean) / std).top
+    assert theirs.shape == (1, 2048, 3, 2) and theirs.std() > 0.1
+    torch.testing.assert_close(ours[..., ::4, ::4], theirs, rtol=1e-3, atol=1e-3 * theirs.max())
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "remedy"),
+    [
+        ("resnet50", {"conv1/kernel": torch.zeros(7, 7, 3, 64)}, "take backbone resnet50_v1"),
+        ("resnet50_v1", {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "take backbone resnet50$"),
+    ],
+)
+def test_weights_of_the_resnet50_that_strides_elsewhere_are_refused(name, file, remedy):
+    with pytest.raises(InputError, match=remedy):
+        fill_backbone(build_backbone(name), file, "weights")
+
+
+def test_kerass_weights_that_are_not_a_resnet50_are_refused():
+    tensors = {"block1_conv1/kernel": torch.zeros(3, 3, 3, 64), "block1_conv1/bias": torch.ones(64)}
+    with pytest.raises(InputError, match="model.json fills 0% of TimmBackbone"):
+        fill_backbone(build_backbone("resnet50_v1"), tensors, "model.json")
+
+
 @pytest.mark.parametrize("wrap", ["alone", "state_dict", "model", "network", "parallel"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_backbones_own_weights_come_back_alone_or_within_a_network(tmp_path, small, wrap, suffix):
