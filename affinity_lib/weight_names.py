@@ -17,6 +17,7 @@ from affinity_lib.vgg16 import VGG16
 
 _MEAN_OF_VGG = (122.675, 116.669, 104.008)  # RGB, of 255
 _MEAN_OF_KERAS = (123.68, 116.779, 103.939)
+_EPS_OF_OLDER_KERAS, _EPS_OF_KERAS = 1e-3, 1.001e-5  # of ResNet-50's batch norm, by its names
 
 
 def rename(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -116,8 +117,10 @@ def _for_timm(tensors: Mapping[str, Tensor], backbone: TimmBackbone, source: str
 def _from_keras(tensors: Mapping[str, Tensor], backbone: TimmBackbone) -> dict[str, Tensor]:
     """From "res3b_branch2a/kernel" or "conv3_block2_1_conv/kernel" to "layer2.1.conv1.weight".
 
-    Keras's convolutions have biases, which go into the means of the batch norm after them.
+    Keras's convolutions have biases, which go into the means of the batch norm after them; what
+    its batch norm adds to the variance more than timm's goes into the variance.
     """
+    more_variance = (_EPS_OF_OLDER_KERAS if "bn_conv1/gamma" in tensors else _EPS_OF_KERAS) - 1e-5
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         layer, _, kind = key.rpartition("/")
@@ -132,9 +135,11 @@ def _from_keras(tensors: Mapping[str, Tensor], backbone: TimmBackbone) -> dict[s
                 bias = bias + more
             renamed[f"{place}.weight"] = weight.contiguous()
             biases[_norm_after(place)] = bias
-    kinds = {"gamma": "weight", "beta": "bias", "moving_variance": "running_var"}
+    kinds = {"gamma": "weight", "beta": "bias"}
     for place, values in layers.items():
         renamed |= {f"{place}.{ours}": values[k] for k, ours in kinds.items() if k in values}
+        if "moving_variance" in values:
+            renamed[f"{place}.running_var"] = values["moving_variance"] + more_variance
         if "moving_mean" in values:
             mean = values["moving_mean"]
             bias = biases.get(place)

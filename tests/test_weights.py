@@ -204,16 +204,16 @@ def keras_resnet50(names: tuple[str, str, str]) -> dict[str, torch.Tensor]:
     """Random weights as Keras keeps them, with the classifier that a backbone has no place for."""
     tensors = {}
 
-    def add(conv: str, norm: str, side: int, inputs: int, outputs: int, gain: float = 1) -> None:
+    def add(conv: str, norm: str, side: int, inputs: int, outputs: int, gain: float = 0.1) -> None:
         scale = gain * (2 / (side * side * inputs)) ** 0.5
         tensors[f"{conv}/kernel"] = torch.randn(side, side, inputs, outputs) * scale
-        tensors[f"{conv}/bias"] = torch.randn(outputs) / 10
+        tensors[f"{conv}/bias"] = torch.randn(outputs) / 100
         tensors[f"{norm}/gamma"] = 1 + torch.rand(outputs) / 10
         tensors[f"{norm}/beta"] = torch.randn(outputs) / 10
-        tensors[f"{norm}/moving_mean"] = torch.randn(outputs) / 10
-        tensors[f"{norm}/moving_variance"] = 1 + torch.rand(outputs)
+        tensors[f"{norm}/moving_mean"] = torch.randn(outputs) / 100
+        tensors[f"{norm}/moving_variance"] = (1 + torch.rand(outputs)) / 100
 
-    add(names[0], names[1], 7, 3, 64, gain=1 / 100)
+    add(names[0], names[1], 7, 3, 64, gain=0.001)
     inputs = 64
     for stage, depth in DEPTHS.items():
         width = 16 * 2**stage
@@ -236,7 +236,8 @@ def keras_features(tensors: dict[str, torch.Tensor], names, rgb: torch.Tensor) -
         x = torch.conv2d(x, kernel, tensors[f"{conv}/bias"], stride, kernel.shape[-1] // 2)
         kinds = ("moving_mean", "moving_variance", "gamma", "beta")
         values = [tensors[f"{norm}/{kind}"] for kind in kinds]
-        return torch.nn.functional.batch_norm(x, *values, eps=1.001e-5)
+        eps = 1e-3 if names is OLD else 1.001e-5
+        return torch.nn.functional.batch_norm(x, *values, eps=eps)
 
     mean = torch.tensor([123.68, 116.779, 103.939]).view(3, 1, 1)
     x = layer((255 * rgb - mean).flip(1), names[0], names[1], 2).relu()
