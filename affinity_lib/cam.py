@@ -15,6 +15,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.files import missing, save_scores
 from affinity_lib.inference import for_inference
 from affinity_lib.parallel import each_image
+from affinity_lib.transforms import check_scales
 
 if TYPE_CHECKING:
     from affinity_lib.inputs import Inputs
@@ -108,7 +109,11 @@ def multi_scale_activation(
 
     Returns:
         (B, C, h, w) at the grid of scale 1, >= 0, not yet divided by its maximum (Eq. 1).
+
+    Raises:
+        InputError: no scale, or one that is not above 0.
     """
+    check_scales(scales)
     stride = net.backbone.output_stride
     height, width = images.shape[-2:]
     grid = (-(-height // stride), -(-width // stride))

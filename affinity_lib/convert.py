@@ -118,7 +118,7 @@ def _read_table(path: Path, images_dir: Path) -> dict[str, tuple[Path, list[str]
 def _draw_val(tags: Mapping[str, list[str]], fraction: float, seed: int) -> set[str]:
     """Draw images for val, leaving each class a training image."""
     left = Counter(tag for names in tags.values() for tag in names)
-    wanted = round(fraction * len(tags))
+    wanted = max(round(fraction * len(tags)), 1) if fraction else 0
     val: set[str] = set()
     for image_id in random.Random(seed).sample(list(tags), len(tags)):
         if len(val) < wanted and all(left[tag] > 1 for tag in tags[image_id]):

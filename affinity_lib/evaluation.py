@@ -109,7 +109,7 @@ class Evaluation:
         for setting, split in self.chosen_with.items():
             by_split.setdefault(split, []).append(setting)
         chosen = [
-            f"{' and '.join(settings)} chosen with "
+            f"{_listed(settings)} chosen with "
             + ("these masks" if split == self.split else f"the masks of the {split} split")
             for split, settings in by_split.items()
         ]
@@ -222,3 +222,8 @@ def iou(matrix: np.ndarray) -> np.ndarray:
     both = np.diag(matrix)
     either = matrix.sum(0) + matrix.sum(1) - both
     return np.divide(100.0 * both, either, out=np.full(len(both), np.nan), where=either > 0)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """As in "alpha, beta and t"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

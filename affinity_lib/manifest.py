@@ -41,7 +41,7 @@ def stage_key(
         inputs: stem -> :func:`digest` of what an earlier stage made.
 
     Returns:
-        A mapping for JSON: code, parameters, inputs, library (a hash for each module that the
+        A mapping for JSON: code, parameters, inputs, weights (the hash of a file of them), library (a hash for each module that the
         notebook imports, directly or not) and packages.
     """
     cells = nbformat.read(notebook, as_version=4).cells
@@ -50,6 +50,7 @@ def stage_key(
         "code": digest(code),
         "parameters": {k: v for k, v in parameters.items() if k not in _SPEED},
         "inputs": dict(inputs),
+        "weights": _weights_file(parameters),
         "library": _library_hashes(code),
         "packages": versions(DECISIVE),
     }
@@ -67,6 +68,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         ("library", "affinity_lib/{name}.py"),
         ("packages", "{name} {old} -> {new}"),
         ("inputs", "what {name} made"),
+        ("weights", "the content of {name}"),
     ):
         before, after = old.get(part) or {}, new.get(part) or {}
         found += [
@@ -125,7 +127,10 @@ def data_changes(record: Mapping[str, Any]) -> list[str]:
 def load_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run, or an empty one."""
     path = run / "manifest.json"
-    return load_json(path) if path.is_file() else {"stages": {}}
+    manifest = load_json(path) if path.is_file() else {"stages": {}}
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+        raise InputError(f"{path} is no manifest of a run: remove it, and the run begins anew")
+    return manifest
 
 
 def save_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
@@ -208,7 +213,8 @@ def verify(run: Path) -> tuple[int, list[str]]:
 
     Returns:
         How many files were checked, and a phrase for each that differs, for each stage that is
-        not finished, and for a data set that is not what it was.
+        not finished or was made from what another stage no longer has, and for a data set that is
+        not what it was.
     """
     manifest = load_manifest(run)
     count, found = 0, []
@@ -221,9 +227,17 @@ def verify(run: Path) -> tuple[int, list[str]]:
         found += damage(run, recorded)
         extra = artifacts(run, stem).keys() - record["artifacts"].keys()
         found += [f"{name} is not recorded" for name in sorted(extra)]
-        found += data_changes(record)
+        found += data_changes(record) + _outdated(stem, manifest["stages"])
     results = manifest.get("results", {})
     return count + len(results), list(dict.fromkeys(found + damage(run, results)))
+
+
+def _outdated(stem: str, stages: Mapping[str, Any]) -> list[str]:
+    """The stages before this one that have made something else since."""
+    now = {name: digest(r["artifacts"]) for name, r in stages.items() if r["state"] == "done"}
+    inputs = stages[stem]["key"]["inputs"]
+    other = [name for name in inputs if name in stages and now.get(name) != inputs[name]]
+    return [f"{stem} was made from an earlier {name}" for name in other]
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -243,6 +257,13 @@ def digest(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights_file(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The file that ``weights`` names, where it does, and its hash."""
+    name = str(parameters.get("weights") or "")
+    path = find_root() / name
+    return {name: fingerprint(path)["sha256"]} if name and path.is_file() else {}
 
 
 def _library_hashes(cells: Iterable[str]) -> dict[str, str]:

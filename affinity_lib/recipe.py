@@ -27,7 +27,7 @@ class Recipe:
         average: decay a step of a moving average of the weights, which the network ends with; 0
             ends with the last weights, as the paper does.
         workers: processes that load images; 0 loads in the main process.
-        seed: of initial order, augmentation and dropout.
+        seed: of initial order, augmentation and dropout; below 10^9.
     """
 
     epochs: int
@@ -58,6 +58,15 @@ class Recipe:
             )
         if not 0 <= self.average < 1:
             raise InputError(f"average must be >= 0 and < 1, got {self.average:g}")
+        if min(self.lr_factors) < 0:
+            raise InputError(f"lr_factors must be >= 0, got {list(self.lr_factors)}")
+        for name in ("weight_decay", "momentum"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be >= 0, got {getattr(self, name):g}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must be >= 0 and < 1, got {self.warmup:g}")
+        if not 0 <= self.seed < 10**9:
+            raise InputError(f"seed must be >= 0 and < 10^9, got {self.seed}")
         if self.workers < 0:
             raise InputError(f"workers must be >= 0, got {self.workers}")
         if self.optimizer not in ("adam", "sgd"):

@@ -47,12 +47,18 @@ def write_report(run: Path) -> Path:
     """
     results = load_json(run / "results.json")
     manifest = load_manifest(run)
+    seconds = {
+        stem: value
+        for stem, value in results["seconds"].items()
+        if manifest["stages"].get(stem, {}).get("state") == "done"
+        and (run / "notebooks" / f"{stem}.ipynb").is_file()
+    }
     parts = [_table(results), _classes(results), _files(run), gallery(run, manifest)]
-    for stem in results["seconds"]:
+    for stem in seconds:
         notebook = run / "notebooks" / f"{stem}.ipynb"
         _render(notebook)
         parts.append(_stage(notebook))
-    parts += [_times(results, manifest), _provenance(manifest)]
+    parts += [_times(results | {"seconds": seconds}, manifest), _provenance(manifest)]
     with write_aside(run / "index.html") as aside:
         page = _PAGE.format(
             title=f"AffinityNet: {escape(results['profile'])}", style=_STYLE, body="\n".join(parts)

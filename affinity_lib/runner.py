@@ -21,7 +21,7 @@ from affinity_lib.execution import StageFailed, disk_full, execute_notebook
 from affinity_lib.plans import Plan, chosen_notebooks
 from affinity_lib.progress import Display
 from affinity_lib.results import save_results, seconds_of_sections
-from affinity_lib.runs import Run
+from affinity_lib.runs import Run, filled
 
 RESUMED = "resumed"
 """The only reason to run a stage that was stopped and goes on with what it has."""
@@ -150,14 +150,29 @@ def _stage(
             return None
     say(f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''})", end=" ", flush=True)
 
-    record = begin(todo, stem, run, manifest, key, resumed=reasons == [RESUMED])
+    resumed = reasons == [RESUMED]
+    kept = run / f".before.{stem}"
+    shutil.rmtree(kept, ignore_errors=True)  # of a runner that was killed
+    if not resumed:
+        _move(run, kept, stem)
+    begun = begin(todo, stem, run, manifest, key, resumed)
     start = time.perf_counter()
-    with display:
-        execute_notebook(todo, stem, run, manifest)
+    try:
+        with display:
+            execute_notebook(todo, stem, run, manifest)
+    except StageFailed:
+        if record is not None and not resumed and not _made_anything(run, stem):
+            _clear(run, stem)
+            _move(kept, run, stem)
+            stages[stem] = record
+            mf.save_manifest(run, manifest)
+        raise
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
     seconds = time.perf_counter() - start
     (run / stem).mkdir(exist_ok=True)
     data = todo.parameters(stem).get("data_root")
-    stages[stem] = record | {
+    stages[stem] = begun | {
         "state": "done",
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -166,7 +181,7 @@ def _stage(
         "notebook": {
             f"notebooks/{stem}.ipynb": mf.fingerprint(run / "notebooks" / f"{stem}.ipynb")
         },
-        "data": mf.data_listing(todo.root / data) if data else None,
+        "data": mf.data_listing(todo.root / filled(data)) if data else None,
     }
     return seconds
 
@@ -193,6 +208,19 @@ def _clear(run: Path, stem: str) -> None:
     shutil.rmtree(run / stem, ignore_errors=True)
     for ending in (".ipynb", ".html"):
         (run / "notebooks" / f"{stem}{ending}").unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path, stem: str) -> None:
+    """What a stage has, from one folder to another, so that it can come back."""
+    names = [stem, f"notebooks/{stem}.ipynb", f"notebooks/{stem}.html"]
+    for name in names:
+        if (source / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).rename(target / name)
+
+
+def _made_anything(run: Path, stem: str) -> bool:
+    return any(path.is_file() for path in (run / stem).rglob("*"))
 
 
 def _link(source: str | Path, target: str | Path) -> None:

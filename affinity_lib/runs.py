@@ -115,6 +115,7 @@ class Run:
         self.profile = profile
         path = Path(run_dir).expanduser() if run_dir else Path("runs", profile)
         self.path = path if path.is_absolute() else find_root() / path
+        _refuse_own_folder(self.path)
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, made if need be; ``name`` is the notebook's stem."""
@@ -180,6 +181,19 @@ class Run:
             InputError: the stage has not run; names the notebook.
         """
         return _replaced(load_json(self.require(stage, "metrics.json")), None, math.nan)
+
+
+def _refuse_own_folder(path: Path) -> None:
+    """A run removes what stands where its stages go: that must not be the project."""
+    root, path = find_root().resolve(), path.resolve()
+    own = [root / name for name in ("notebooks", "affinity_lib", "tests", ".git")]
+    if root.is_relative_to(path) or any(path.is_relative_to(folder) for folder in own):
+        raise InputError(
+            f"{path} holds the project's own files and cannot be the folder of a run: give one of "
+            "its own, such as runs/NAME"
+        )
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file and cannot be the folder of a run: give a folder")
 
 
 def _replaced(value: Any, old: float | None, new: float | None) -> Any:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from affinity_lib.crf import CRFSettings, dense_crf
+from affinity_lib.transforms import check_scales
 from affinity_lib.voc import VOID
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def predict(
 
     Returns:
         (C + 1, H, W) at the size of the original image, summing to one.
+
+    Raises:
+        InputError: no scale, or one that is not above 0.
     """
+    check_scales(scales)
     width, height = inputs.data.image(image_id).size
     if inputs.stored and list(scales) == [1] and not flip:
         logits = [net.from_levels(inputs.levels(image_id, net.backbone))]

@@ -18,6 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from affinity_lib.errors import InputError
 from affinity_lib.files import load_json, write_aside
 from affinity_lib.plans import Plan
 from affinity_lib.results import TABLE1
@@ -28,6 +29,8 @@ METRICS = {key: f"{name}, train" for key, (name, _) in TABLE1.items()} | {"val":
 """Columns of the table: key -> its heading."""
 
 Row = dict[str, Any]
+
+_OF_THE_DRAWING = ("train_images", "val_images", "image_size", "data_seed")
 
 
 def execute_grid(
@@ -50,9 +53,16 @@ def execute_grid(
         The table as markdown, ``RUN/sweep/NAMES.md``; beside it lie a ``.csv`` and a ``.png``.
 
     Raises:
-        InputError: as the runner, for any combination, before the first one runs.
+        InputError: as the runner, for any combination, before the first one runs; or a parameter
+            by which the toy data are drawn, as all combinations read the same.
         StageFailed: a notebook failed.
     """
+    drawn = [name for name in grid if name in _OF_THE_DRAWING]
+    if drawn and todo.values.get("dataset") == "toy":
+        raise InputError(
+            f"{drawn[0]} draws the toy data anew in {todo.values['data_root']}, which other runs "
+            f"read: give one run a value, --set {drawn[0]}=VALUE --set data_root=FOLDER --run-dir ..."
+        )
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     plans = [todo.with_values(point) for point in points]
     base = Run(todo.profile, run_dir).path

@@ -57,10 +57,10 @@ class TrainTransform:
     ) -> None:
         if crop < 1:
             raise InputError(f"crop must be >= 1 pixel, got {crop}")
-        if scale is not None and not 0 < scale[0] <= scale[1]:
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
             raise InputError(
-                f"scale must be (smallest, largest) with 0 < smallest <= largest, "
-                f"got ({scale[0]}, {scale[1]})"
+                "scale must be (smallest, largest) with 0 < smallest <= largest, got "
+                f"({', '.join(map(str, scale))})"
             )
         self.crop, self.scale, self.flip = crop, scale, flip
         self.jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.1) if jitter else None
@@ -183,3 +183,13 @@ def scaled_size(size: tuple[int, int], n: int) -> tuple[int, int]:
     """
     first, second = (max(1, round(side * n / max(size))) if n else side for side in size)
     return first, second
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse to look at an image in no size.
+
+    Raises:
+        InputError: there is no scale, or one that is not above 0.
+    """
+    if not scales or min(scales) <= 0:
+        raise InputError(f"scales must be one or more numbers above 0, got {list(scales)}")

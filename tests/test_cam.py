@@ -330,3 +330,10 @@ def test_a_stopped_inference_leaves_whole_files_alone(net, data, tmp_path: Path,
     infer_cams(net, inputs, ids, tmp_path)
     twice = [image_id for image_id in ids if seen.count(image_id) == 2]
     assert twice == [seen[2]] and len(seen) == len(ids) + 1
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -0.5)])
+def test_an_image_is_looked_at_in_some_size(scales):
+    net = CAMNet(build_backbone("small"), 2).eval()
+    with pytest.raises(InputError, match="scales must be one or more numbers above 0"):
+        multi_scale_activation(net, torch.zeros(1, 3, 32, 32), scales)

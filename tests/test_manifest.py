@@ -173,3 +173,26 @@ def test_threads_are_all_cores_unless_given(monkeypatch):
     assert mf.surroundings()["threads"] == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert mf.surroundings()["threads"] == mf.surroundings()["machine"]["cores"]
+
+
+def test_verify_names_a_stage_that_was_made_from_what_is_no_more(tmp_path):
+    run = make_run(tmp_path / "run")
+    manifest = mf.load_manifest(run)
+    manifest["stages"]["00_draw"] = manifest["stages"]["01_walk"]
+    mf.save_manifest(run, manifest)
+    assert "01_walk was made from an earlier 00_draw" in mf.verify(run)[1]
+
+
+def test_a_manifest_without_stages_is_refused(tmp_path):
+    save_json(tmp_path / "manifest.json", {})
+    with pytest.raises(InputError, match="is no manifest of a run: remove it"):
+        mf.load_manifest(tmp_path)
+
+
+def test_key_sees_the_content_of_the_weights_file(tmp_path):
+    file = tmp_path / "w.pth"
+    file.write_text("one")
+    parameters = {"weights": str(file)}
+    before = key(tmp_path, parameters=parameters)
+    file.write_text("two")
+    assert mf.changes(before, key(tmp_path, parameters=parameters)) == [f"the content of {file}"]

@@ -187,7 +187,50 @@ def test_failing_notebook_tells_cell_error_and_path_and_keeps_what_ran(project):
     failed = project[1] / "notebooks" / "01_walk.failed.ipynb"
     assert str(failed) in said and failed.is_file()
     assert sorted(load_manifest(project[1])["stages"]) == STEMS
+
+
+def test_a_notebook_that_fails_before_it_makes_anything_leaves_what_was_there(project):
+    before, notebook = mf.artifacts(project[1], "01_walk"), project[0] / "01_walk.ipynb"
+    source = notebook.read_bytes()
+    fail(*project, "raise ValueError('beta')")
+    assert before and mf.artifacts(project[1], "01_walk") == before
+    assert verify(project[1])[1] == []
+    assert not list(project[1].glob(".before*"))
+    notebook.write_bytes(source)
+    assert go(*project, only=("01",)) == ["[1/1] 01_walk ... skipped"]
+
+
+def test_a_notebook_that_fails_later_goes_on_from_what_it_made(project):
+    source = "(__import__('pathlib').Path(run_dir) / '01_walk').mkdir(exist_ok=True)\n"
+    source += "(__import__('pathlib').Path(run_dir) / '01_walk' / 'half.txt').touch()\n1 / 0"
+    fail(*project, source)
+    assert list(mf.artifacts(project[1], "01_walk")) == ["01_walk/half.txt"]
     assert load_manifest(project[1])["stages"]["01_walk"]["state"] == "running"
+    assert verify(project[1])[1] == [
+        "01_walk is not finished",
+        "02_learn was made from an earlier 01_walk",
+    ]
+    assert not list(project[1].glob(".before*"))
+
+
+@pytest.mark.parametrize(
+    "folder", [".", "..", "notebooks", "affinity_lib/run", "tests/../notebooks"]
+)
+def test_the_projects_own_folders_are_no_run(project, folder):
+    with pytest.raises(InputError, match="holds the project's own files"):
+        runner.execute(plan("tiny", project[0]), folder)
+
+
+def test_a_file_is_no_run(project):
+    with pytest.raises(InputError, match=r"pyproject\.toml is a file and cannot be"):
+        runner.execute(plan("tiny", project[0]), "pyproject.toml")
+
+
+def test_a_path_that_cannot_be_made_is_told_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["toy", str(tmp_path / "file" / "toy")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'file'}") and said.count("\n") == 1
 
 
 def test_full_disk_is_reported_with_what_was_kept(project):

@@ -98,3 +98,10 @@ def test_what_was_not_measured_is_left_out_of_the_tables(tmp_path):
     text = sweep.write_tables(rows, ["beta", "t", "seed"], tmp_path).read_text()
     assert text.splitlines()[0] == "| beta | t | seed | CAM + RW, train |"
     assert "| 4 | 16 | 0 | - |" in text and "| 4 | 16 | 71.0 ± 0.0 |" in text
+
+
+def test_the_drawing_of_the_toy_data_is_no_grid(tmp_path):
+    with pytest.raises(
+        InputError, match="image_size draws the toy data anew in .*data_root=FOLDER"
+    ):
+        sweep.execute_grid(plan("toy"), {"image_size": [48, 64]}, tmp_path)

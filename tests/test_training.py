@@ -353,6 +353,11 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         ({"average": 1.0}, "average must be >= 0 and < 1, got 1"),
         ({"average": -0.1}, "average must be >= 0 and < 1, got -0.1"),
         ({"workers": -1}, "workers must be >= 0, got -1"),
+        ({"lr_factors": (1, 1, -1, 1)}, "lr_factors must be >= 0, got"),
+        ({"warmup": -1}, "warmup must be >= 0 and < 1, got -1"),
+        ({"weight_decay": -3}, "weight_decay must be >= 0, got -3"),
+        ({"momentum": -0.1}, "momentum must be >= 0, got -0.1"),
+        ({"seed": 2**31}, "seed must be >= 0 and < 10.9, got 2147483648"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change, words):
