@@ -55,8 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if self.server.ranges else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.server.sent.append(min(len(body), self.server.limit))  # before the client is done
         self.wfile.write(body[: self.server.limit])
-        self.server.sent.append(min(len(body), self.server.limit))
 
     def log_message(self, *_: object) -> None:
         pass
