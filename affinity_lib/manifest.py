@@ -41,7 +41,8 @@ def stage_key(
         inputs: stem -> :func:`digest` of what an earlier stage made.
 
     Returns:
-        A mapping for JSON: code, parameters, inputs, weights (the hash of a file of them), library (a hash for each module that the
+        A mapping for JSON: code, parameters, inputs, weights (the hash of a file that holds
+        them, where one is named), library (a hash for each module that the
         notebook imports, directly or not) and packages.
     """
     cells = nbformat.read(notebook, as_version=4).cells

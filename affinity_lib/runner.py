@@ -134,6 +134,10 @@ def _stage(
     stages = manifest["stages"]
     key = key_now(todo, stem, stages)
     record = stages.get(stem)
+    kept = run / f".before.{stem}"
+    if kept.exists() and record and record["state"] == "done":
+        _move(kept, run, stem)  # a runner was killed before the stage had begun
+    shutil.rmtree(kept, ignore_errors=True)
     reasons = ["forced"] if force else reasons_to_run(run, stem, record, key)
     if not reasons:
         return None
@@ -151,8 +155,6 @@ def _stage(
     say(f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''})", end=" ", flush=True)
 
     resumed = reasons == [RESUMED]
-    kept = run / f".before.{stem}"
-    shutil.rmtree(kept, ignore_errors=True)  # of a runner that was killed
     if not resumed:
         _move(run, kept, stem)
     begun = begin(todo, stem, run, manifest, key, resumed)

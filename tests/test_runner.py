@@ -200,6 +200,14 @@ def test_a_notebook_that_fails_before_it_makes_anything_leaves_what_was_there(pr
     assert go(*project, only=("01",)) == ["[1/1] 01_walk ... skipped"]
 
 
+def test_what_a_killed_runner_had_moved_aside_comes_back(project):
+    before, kept = mf.artifacts(project[1], "01_walk"), project[1] / ".before.01_walk"
+    runner._move(project[1], kept, "01_walk")
+    assert not mf.artifacts(project[1], "01_walk")
+    assert go(*project) == [f"[{n}/3] {stem} ... skipped" for n, stem in enumerate(STEMS, 1)]
+    assert mf.artifacts(project[1], "01_walk") == before and not kept.exists()
+
+
 def test_a_notebook_that_fails_later_goes_on_from_what_it_made(project):
     source = "(__import__('pathlib').Path(run_dir) / '01_walk').mkdir(exist_ok=True)\n"
     source += "(__import__('pathlib').Path(run_dir) / '01_walk' / 'half.txt').touch()\n1 / 0"
