@@ -1,4 +1,4 @@
-"""Published archives of data sets and weights: downloaded, checked and unpacked, each whole or not at all."""
+"""Published archives: downloaded, checked and unpacked, each whole or not at all."""
 
 from __future__ import annotations
 

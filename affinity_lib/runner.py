@@ -162,7 +162,7 @@ def _stage(
     try:
         with display:
             execute_notebook(todo, stem, run, manifest)
-    except StageFailed:
+    except BaseException:  # Ctrl-C, too
         if record is not None and not resumed and not _made_anything(run, stem):
             _clear(run, stem)
             _move(kept, run, stem)

@@ -200,6 +200,17 @@ def test_a_notebook_that_fails_before_it_makes_anything_leaves_what_was_there(pr
     assert go(*project, only=("01",)) == ["[1/1] 01_walk ... skipped"]
 
 
+def test_ctrl_c_before_anything_was_made_leaves_what_was_there(project, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = mf.artifacts(project[1], "01_walk")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "execute_notebook", interrupted)
+        go(*project, only=("01",), beta=1.0)
+    assert mf.artifacts(project[1], "01_walk") == before and verify(project[1])[1] == []
+
+
 def test_what_a_killed_runner_had_moved_aside_comes_back(project):
     before, kept = mf.artifacts(project[1], "01_walk"), project[1] / ".before.01_walk"
     runner._move(project[1], kept, "01_walk")
