@@ -37,7 +37,7 @@ lab: $(READY)  ## open JupyterLab at the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 bench: $(READY)  ## measure the library against its references
-	@$(BIN)/python -m affinity_lib.bench $(ARGS)
+	@$(BIN)/python tests/bench/bench.py $(ARGS)
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
 	rm -rf runs/toy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from affinity_lib.errors import InputError
 
 if TYPE_CHECKING:
-    from affinity_lib.plans import Plan
+    from affinity_lib.running.plans import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from affinity_lib import runner
-    from affinity_lib.execution import StageFailed
-    from affinity_lib.parameters import parse_settings
-    from affinity_lib.plans import plan
+    from affinity_lib.running import runner
+    from affinity_lib.running.execution import StageFailed
+    from affinity_lib.running.parameters import parse_settings
+    from affinity_lib.running.plans import plan
 
     todo = plan(options.profile)
     settings = list(options.set)
@@ -56,7 +56,8 @@ def _run(options: argparse.Namespace) -> int:
     grid = {name: values for name, values in given.items() if len(values) > 1}
     if options.shard or options.until:
         return _part(options, todo, grid)
-    from affinity_lib import report, results, sweep, tables  # they draw: not needed by a part
+    from affinity_lib.running import results, sweep  # they draw: not needed by a part
+    from affinity_lib.showing import report, tables
 
     how = {"only": options.notebooks, "force": options.force}
     try:
@@ -75,8 +76,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int:
-    from affinity_lib import shards
-    from affinity_lib.execution import StageFailed
+    from affinity_lib.running import shards
+    from affinity_lib.running.execution import StageFailed
 
     if len(options.notebooks) != 1 or grid:
         raise InputError("a part is of one notebook and one run: give --notebooks NN, and no grid")
@@ -96,19 +97,21 @@ def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int
 
 
 def _report(options: argparse.Namespace) -> None:
-    from affinity_lib import manifest, report
+    from affinity_lib.running import manifest
+    from affinity_lib.showing import report
 
     print(report.write_report(manifest.find_run(options.run)))
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from affinity_lib import manifest, tables
+    from affinity_lib.running import manifest
+    from affinity_lib.showing import tables
 
     print(*tables.write_tables(manifest.find_run(options.run)), sep="\n")
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from affinity_lib import manifest
+    from affinity_lib.running import manifest
 
     count, differences = manifest.verify(manifest.find_run(options.run))
     print(*differences, f"{count} files checked, {len(differences)} differences", sep="\n")
@@ -116,21 +119,21 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from affinity_lib import results
-    from affinity_lib.manifest import find_run
+    from affinity_lib.running import results
+    from affinity_lib.running.manifest import find_run
 
     print(results.compare(find_run(options.first), find_run(options.second)))
 
 
 def _toy(options: argparse.Namespace) -> None:
-    from affinity_lib.toy import make_toy
+    from affinity_lib.data.toy import make_toy
 
     make_toy(options.out)
     print(f"The toy data set is in {options.out}")
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from affinity_lib.convert import convert
+    from affinity_lib.data.convert import convert
 
     convert(options.images, options.csv, options.out)
     print(f"The data set in VOC layout is in {options.out}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from affinity_lib.errors import InputError
-from affinity_lib.voc import VOID
+from affinity_lib.evaluation import VOID
 
 _LARGEST_DISTANCE = 80.0  # exp(-80) is still a normal float32, so log W keeps its exact gradient
 _BLOCK = 2**18  # elements; a block, its difference and its gradient stay in a core's cache

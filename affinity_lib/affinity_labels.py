@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +12,7 @@ from torch import Tensor
 from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.errors import InputError
-from affinity_lib.files import load_scores, missing, save_scores
-from affinity_lib.parallel import map_images
-from affinity_lib.segmentation_labels import enlarge, pixels
-from affinity_lib.voc import VOID, VOCData
+from affinity_lib.evaluation import VOID
 
 
 def confident_labels(
@@ -52,7 +47,7 @@ def confident_labels(
     >>> confident_labels(np.zeros((1, 3, 3), np.uint8), cams, tags=[2]).tolist()
     [[2, 255, 0]]
     """
-    _check(alpha_strong, alpha_weak)
+    check_alphas(alpha_strong, alpha_weak)
     if len(cams) == 0:
         raise InputError("an image without a tag has no confident areas: give it a tag")
     return trusted(confidences(image, cams, (alpha_strong, alpha_weak), crf), tags).numpy()
@@ -95,62 +90,6 @@ def trusted(scores: Tensor, tags: Sequence[int]) -> Tensor:
     return strong
 
 
-class SoftLabels:
-    """The released code's way of bringing labels to the grid of the features.
-
-    The two dCRF results of an image are cropped as they are, averaged over each cell, and compared
-    then. ``maps`` and ``pool`` are the arguments ``labels`` and ``pool`` of ``Inputs.samples``.
-
-    Args:
-        data: the data set.
-        folder: of the ``ID.npz`` that ``write_confident_labels`` wrote.
-        stride: pixels a cell.
-    """
-
-    def __init__(self, data: VOCData, folder: Path, stride: int) -> None:
-        self.data, self.folder, self.stride = data, Path(folder), stride
-
-    def maps(self, image_id: str) -> np.ndarray:
-        """Both results, background first in each, float32 (2 (1 + K), H, W)."""
-        return load_scores(self.folder / f"{image_id}.npz")[1]
-
-    def pool(self, image_id: str, maps: Tensor) -> Tensor:
-        """Labels of the grid (h, w), int64: 0, a tag or 255, from cropped maps."""
-        means = F.avg_pool2d(maps, self.stride, ceil_mode=True)
-        return trusted(means.unflatten(0, (2, -1)), self.data.tags(image_id)).long()
-
-
-def write_confident_labels(
-    data: VOCData,
-    ids: Sequence[str],
-    cams: Path,
-    out: Path,
-    alpha_strong: float = 4,
-    alpha_weak: float = 24,
-    crf: CRFSettings | None = None,
-    crf_scale: float = 1.0,
-    workers: int | None = None,
-    soft: Path | None = None,
-) -> None:
-    """Write ``confident_labels`` of each image that has none yet, over a process pool.
-
-    Args:
-        data: the data set.
-        ids: image ids.
-        cams: folder of ``ID.npz`` score files.
-        out: folder of the label maps, palette PNGs of the images' size.
-        alpha_strong, alpha_weak, crf: see ``confident_labels``.
-        crf_scale: factor on the image's size at which the dCRF runs.
-        workers: processes, None for one a core.
-        soft: folder for what ``SoftLabels`` reads, both dCRF results in half precision; None to
-            keep the labels alone.
-    """
-    alphas = (alpha_strong, alpha_weak)
-    _check(*alphas)
-    job = partial(_write, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
-    map_images(job, missing(ids, out, "png"), workers=workers)
-
-
 def to_grid(labels: Tensor, size: tuple[int, int], num_labels: int) -> Tensor:
     """Label maps on the coarse grid of the features: the label with the largest area of a cell.
 
@@ -174,21 +113,9 @@ def to_grid(labels: Tensor, size: tuple[int, int], num_labels: int) -> Tensor:
     return torch.where(winner == num_labels, VOID, winner)
 
 
-def _check(alpha_strong: float, alpha_weak: float) -> None:
+def check_alphas(alpha_strong: float, alpha_weak: float) -> None:
     if not alpha_weak >= alpha_strong:
         raise InputError(
             f"alpha_weak weakens the background, so it must be >= alpha_strong: "
             f"got {alpha_weak:g} < {alpha_strong:g}"
         )
-
-
-def _write(data, cams, out, soft, alphas, crf, crf_scale, image_id) -> None:
-    tags, maps = load_scores(cams / f"{image_id}.npz")
-    image = pixels(data, image_id, crf_scale)
-    scores = confidences(image, torch.from_numpy(maps), alphas, crf)
-    labels = trusted(scores, tags).numpy()
-    width, height = data.image(image_id).size
-    if soft is not None:
-        whole = resize(scores.flatten(0, 1), (height, width))
-        save_scores(soft / f"{image_id}.npz", [0, *tags] * 2, whole, compress=True)
-    data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from affinity_lib.errors import InputError
-from affinity_lib.files import missing, save_scores
-from affinity_lib.inference import for_inference
-from affinity_lib.parallel import each_image
-from affinity_lib.transforms import check_scales
-
-if TYPE_CHECKING:
-    from affinity_lib.inputs import Inputs
 
 _PIXELS = 2**17  # of the views that a CPU looks at together: their maps stay in its cache
 
@@ -131,7 +121,7 @@ def multi_scale_activation(
             views = torch.cat([views, views.flip(-1)])
         maps = [
             net.evidence(net.backbone.levels(some.to(precision))).float()
-            for some in views.split(_together(size, images.device))
+            for some in views.split(views_together(size, images.device))
         ]
         maps = F.interpolate(torch.cat(maps), grid, mode="bilinear", align_corners=False)
         total += maps[: len(images)]
@@ -140,70 +130,10 @@ def multi_scale_activation(
     return total
 
 
-def infer_cams(
-    net: CAMNet,
-    inputs: Inputs,
-    ids: Sequence[str],
-    out: Path,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = True,
-    eps: float = 0,
-    mixed_precision: bool = False,
-) -> None:
-    """Write the CAMs of the tags present for each image that has none yet.
-
-    Images of one size are looked at together, as many as a batch's pixels allow.
-
-    Args:
-        net: the classification network, in ``eval`` mode.
-        inputs: of the network's backbone.
-        ids: image ids.
-        out: folder of ``ID.npz`` score files, (K, h, w) in half precision.
-        scales, flip: see ``multi_scale_activation``; stored levels know scale 1 without flip.
-        eps: see ``normalize``.
-        mixed_precision: see ``for_inference``.
-
-    Raises:
-        InputError: an image without a tag, or with one that the network does not know.
-    """
-    todo = missing(ids, out, "npz")
-    tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
-    for image_id in todo:
-        if not tags[image_id]:
-            raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
-    device = net.classifier.weight.device
-    as_stored = inputs.stored and list(scales) == [1] and not flip
-    fast = net if as_stored or not todo else for_inference(net, mixed_precision)
-
-    @torch.inference_mode()
-    def work(some: Sequence[str]) -> None:
-        if as_stored:
-            evidence = torch.cat([net.evidence(inputs.levels(i, net.backbone)) for i in some])
-        else:
-            images = torch.stack([inputs.image(i) for i in some]).to(device)
-            evidence = multi_scale_activation(fast, images, scales, flip)
-        for image_id, each in zip(some, evidence.cpu(), strict=True):
-            cams = normalize(each, tags[image_id], eps)
-            save_scores(out / f"{image_id}.npz", tags[image_id], cams)
-
-    batches = []
-    for size, same in _by_size(inputs, todo).items():
-        count = 1 if as_stored else _together(size, device)
-        batches += [same[k : k + count] for k in range(0, len(same), count)]
-    each_image(work, batches, "CAMs", device, count=len)
-
-
-def _together(size: tuple[int, int], device: torch.device) -> int:
+def views_together(size: tuple[int, int], device: torch.device) -> int:
     """How many images of this size (H, W) make a batch."""
     pixels = _PIXELS if device.type == "cpu" else 32 * _PIXELS
     return max(pixels // (size[0] * size[1]), 1)
-
-
-def _by_size(inputs: Inputs, ids: Sequence[str]) -> dict[tuple[int, int], list[str]]:
-    groups = defaultdict(list)
-    for image_id in ids:
-        groups[inputs.size(image_id)].append(image_id)
-    return groups
 
 
 def normalize(activation: Tensor, tags: Sequence[int], eps: float = 0) -> Tensor:
@@ -310,3 +240,13 @@ def to_labels(scores: Tensor, tags: Sequence[int]) -> Tensor:
 def resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of score maps (K, h, w) to (K, H, W)."""
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse to look at an image in no size.
+
+    Raises:
+        InputError: there is no scale, or one that is not above 0.
+    """
+    if not scales or min(scales) <= 0:
+        raise InputError(f"scales must be one or more numbers above 0, got {list(scales)}")

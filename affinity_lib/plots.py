@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from affinity_lib.affinity import PairLabels
-from affinity_lib.voc import VOID
+from affinity_lib.evaluation import VOID
 
 SCORES = "cividis"  # readable with any colour vision and in grey
 NEUTRAL = (0.80, 0.80, 0.80)

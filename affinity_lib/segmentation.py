@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from affinity_lib.crf import CRFSettings, dense_crf
-from affinity_lib.transforms import check_scales
-from affinity_lib.voc import VOID
-
-if TYPE_CHECKING:
-    from affinity_lib.inputs import Inputs
+from affinity_lib.cam import check_scales
+from affinity_lib.evaluation import VOID
 
 
 class SegmentationNet(nn.Module):
@@ -71,10 +65,10 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(
+def label_probabilities(
     net: SegmentationNet,
-    inputs: Inputs,
-    image_id: str,
+    image: Tensor,
+    size: tuple[int, int],
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Tensor:
@@ -82,47 +76,40 @@ def predict(
 
     Args:
         net: in ``eval`` mode.
-        inputs: of the network's backbone; stored levels know scale 1 without flip.
-        image_id: which image.
+        image: (1, 3, H, W), normalised, on the network's device.
+        size: height and width of the result, those of the original image.
         scales: factors on the image's sides.
         flip: also look at the mirror image.
 
     Returns:
-        (C + 1, H, W) at the size of the original image, summing to one.
+        (C + 1, height, width), summing to one.
 
     Raises:
         InputError: no scale, or one that is not above 0.
     """
     check_scales(scales)
-    width, height = inputs.data.image(image_id).size
-    if inputs.stored and list(scales) == [1] and not flip:
-        logits = [net.from_levels(inputs.levels(image_id, net.backbone))]
-    else:
-        image = inputs.image(image_id)[None].to(next(net.parameters()).device)
-        logits = []
-        for scale in scales:
-            size = [max(round(side * scale), 1) for side in image.shape[-2:]]
-            view = F.interpolate(image, size, mode="bilinear", align_corners=False)
-            logits.append(net(view))
-            if flip:
-                logits.append(net(view.flip(-1)).flip(-1))
+    logits = []
+    for scale in scales:
+        sides = [max(round(side * scale), 1) for side in image.shape[-2:]]
+        view = F.interpolate(image, sides, mode="bilinear", align_corners=False)
+        logits.append(net(view))
+        if flip:
+            logits.append(net(view.flip(-1)).flip(-1))
+    return probabilities(logits, size)
+
+
+def probabilities(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Mean of the label probabilities of some views of one image.
+
+    Args:
+        logits: (1, C + 1, h, w) each, of any size.
+        size: height and width of the result.
+
+    Returns:
+        (C + 1, height, width), summing to one.
+    """
     total = 0
     for each in logits:
-        each = F.interpolate(each, (height, width), mode="bilinear", align_corners=False)
+        each = F.interpolate(each, size, mode="bilinear", align_corners=False)
         total = total + each.softmax(dim=1)[0]
-    return (total / len(logits)).cpu()
-
-
-def predict_labels(
-    net: SegmentationNet,
-    inputs: Inputs,
-    image_id: str,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    crf: CRFSettings | None = None,
-) -> np.ndarray:
-    """The label map of one image, (H, W) uint8 in 0..C; ``crf`` refines it with a dCRF."""
-    probabilities = predict(net, inputs, image_id, scales, flip).numpy()
-    if crf is not None:
-        probabilities = dense_crf(np.array(inputs.data.image(image_id)), probabilities, crf)
-    return probabilities.argmax(axis=0).astype(np.uint8)
+    return total / len(logits)

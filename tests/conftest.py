@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from hypothesis import settings
 from tiny import TINY
 
-from affinity_lib import runner
-from affinity_lib.plans import Plan, plan
+from affinity_lib.running import runner
+from affinity_lib.running.plans import Plan, plan
 
+sys.path.append(str(Path(__file__).parent / "bench"))
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 torch.set_num_threads(1)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from affinity_lib.features import Backbone
-from affinity_lib.layout import write_lists, write_tags
-from affinity_lib.voc import VOCData, write_labels
+from affinity_lib.backbones.base import Backbone
+from affinity_lib.data.layout import write_lists, write_tags
+from affinity_lib.data.voc import VOCData, write_labels
 
 CLASSES = ("ball", "box", "cross")
 COLORS = np.array([[200, 60, 50], [60, 90, 210], [70, 180, 80]])

@@ -12,9 +12,9 @@ from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
 from affinity_lib.errors import InputError
-from affinity_lib.inputs import Inputs, forward
-from affinity_lib.training import Recipe, fit
-from affinity_lib.voc import VOID
+from affinity_lib.evaluation import VOID
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, fit
 
 OFFSETS = half_plane_offsets(5)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from affinity_lib.archives import Archive, download, fetch, unpack
+from affinity_lib.data.archives import Archive, download, fetch, unpack
 from affinity_lib.errors import InputError
 
 

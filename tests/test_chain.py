@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from affinity_lib import report, runner
-from affinity_lib.convert import convert
-from affinity_lib.manifest import artifacts
-from affinity_lib.plans import plan
-from affinity_lib.shards import cells_until
-from affinity_lib.toy import make_toy
-from affinity_lib.voc import VOCData, read_labels
+from affinity_lib.data.convert import convert
+from affinity_lib.data.toy import make_toy
+from affinity_lib.data.voc import VOCData, read_labels
+from affinity_lib.running import runner
+from affinity_lib.running.manifest import artifacts
+from affinity_lib.running.plans import plan
+from affinity_lib.running.shards import cells_until
+from affinity_lib.showing import report
 
 SHARED = [
     "01_class_activation_maps",

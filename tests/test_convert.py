@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affinity_lib.convert import convert
+from affinity_lib.data.convert import convert
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.voc import VOCData
 
 
 @pytest.fixture

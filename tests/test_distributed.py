@@ -18,17 +18,17 @@ from scenes import CLASSES, draw_scenes
 from torch import nn
 from torch.utils.data import Dataset
 
-from affinity_lib import distributed, processes
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone, freeze
 from affinity_lib.cam import CAMNet, classification_loss
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.inputs import Inputs, forward
 from affinity_lib.segmentation import SegmentationNet, segmentation_loss
-from affinity_lib.training import Recipe, fit
-from affinity_lib.voc import VOCData
+from affinity_lib.training import distributed, processes
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, fit
 
 RECIPE = Recipe(epochs=2, batch_size=4, lr=0.002)  # of nine images: the last batch has one
 CASES = {
@@ -199,7 +199,7 @@ def test_the_first_failure_is_told_unless_a_process_was_killed():
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):
-    code = "import sys, time, pathlib, affinity_lib.processes as d; from threading import Thread;"
+    code = "import sys, time, pathlib, affinity_lib.training.processes as d; from threading import Thread;"
     code += "Thread(target=d._end_with_the_parent, args=(pathlib.Path(sys.argv[1]),)).start();"
     code += "print('up', flush=True); time.sleep(600)"
     job = tmp_path / "job"

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from affinity_lib import estimate as module
 from affinity_lib.backbones import build_backbone, freeze
 from affinity_lib.cam import CAMNet, classification_loss
-from affinity_lib.counting import (
+from affinity_lib.running import estimate as module
+from affinity_lib.running.counting import (
     RESERVE,
     Training,
     _kept_values,
     count_forward,
     count_training,
 )
-from affinity_lib.estimate import estimate, main, report
-from affinity_lib.plans import Plan, plan
+from affinity_lib.running.estimate import estimate, main, report
+from affinity_lib.running.plans import Plan, plan
 
 ONE = {
     "crf_seconds": 1.0,

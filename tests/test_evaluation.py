@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from affinity_lib.data.files import load_json, save_json
+from affinity_lib.data.voc import VOCData, write_labels
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import Evaluation, confusion, evaluate, iou
-from affinity_lib.files import load_json, save_json
-from affinity_lib.voc import VOID, VOCData, write_labels
+from affinity_lib.evaluation import VOID, Evaluation, confusion, iou
+from affinity_lib.stages import evaluate
 
 LABELS = 4
 CONDITIONS = {"split": "train", "num_images": 1, "uses_tags": True}

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from affinity_lib.errors import InputError
-from affinity_lib.files import (
+from affinity_lib.data.files import (
     load_json,
     load_scores,
     load_tensors,
@@ -22,6 +21,7 @@ from affinity_lib.files import (
     save_tensors,
     write_aside,
 )
+from affinity_lib.errors import InputError
 
 
 def test_nothing_has_the_final_name_before_the_writer_is_done(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
     target = tmp_path / "a.txt"
     target.write_text("old")
     code = (
-        "import os, sys; from affinity_lib.files import write_aside\n"
+        "import os, sys; from affinity_lib.data.files import write_aside\n"
         "with write_aside(sys.argv[1]) as aside:\n"
         "    aside.write_text('half'); os.kill(os.getpid(), 9)"
     )

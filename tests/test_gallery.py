@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from scenes import draw_scenes
 
-from affinity_lib import gallery as g
-from affinity_lib.files import save_scores
-from affinity_lib.voc import VOCData
+from affinity_lib.data.files import save_scores
+from affinity_lib.data.voc import VOCData
+from affinity_lib.showing import gallery as g
 
 STEPS = ["image", "CAM", "trusted areas", "random walk", "walk + dCRF", "network", "truth"]
 

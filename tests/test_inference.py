@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet
-from affinity_lib.inference import _Divided, for_inference
-from affinity_lib.precision import has_bfloat16
+from affinity_lib.training.inference import _Divided, for_inference
+from affinity_lib.training.precision import has_bfloat16
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
@@ -50,7 +50,7 @@ def test_a_copy_in_bfloat16_sees_nearly_that(name: str):
 
 
 def test_a_copy_stays_in_float32_where_the_device_has_no_bfloat16(monkeypatch):
-    monkeypatch.setattr("affinity_lib.inference.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("affinity_lib.training.inference.has_bfloat16", lambda device: False)
     fast = for_inference(CAMNet(build_backbone("small"), 3, width=8).eval(), mixed_precision=True)
     assert {p.dtype for p in fast.parameters()} == {torch.float32}
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from scenes import CLASSES, Mean, draw_scenes, same_state, state_of, write_data
 
-from affinity_lib import inputs as inputs_module
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet
+from affinity_lib.data.files import load_tensors
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.files import load_tensors
-from affinity_lib.inputs import Inputs, forward
-from affinity_lib.voc import VOID, VOCData
+from affinity_lib.evaluation import VOID
+from affinity_lib.training import inputs as inputs_module
+from affinity_lib.training.inputs import Inputs, forward
 
 STRIDE = Mean.output_stride
 STEP = 12  # intensity levels between neighbouring cells

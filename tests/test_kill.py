@@ -9,9 +9,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from affinity_lib import runner
-from affinity_lib.manifest import artifacts, load_manifest, verify
-from affinity_lib.plans import Plan
+from affinity_lib.running import runner
+from affinity_lib.running.manifest import artifacts, load_manifest, verify
+from affinity_lib.running.plans import Plan
 
 KILLS = 20
 
@@ -38,7 +38,7 @@ def moments(todo: Plan) -> Iterator[tuple[str, float, float]]:
 def kill_a_runner(todo: Plan, run: Path, stem: str, share: float, seconds: float) -> None:
     """Let a runner come to that moment, or to the next stage, and kill it."""
     processes = get_context("forkserver")  # its processes have the imports already
-    processes.set_forkserver_preload(["affinity_lib.runner"])
+    processes.set_forkserver_preload(["affinity_lib.running.runner"])
     ours, its = processes.Pipe(duplex=False)
     process = processes.Process(target=work, args=(todo, run, its))
     notebook = run / "notebooks" / f"{stem}.running.ipynb"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fake_project import make_project, write_notebook
 
-from affinity_lib import locks
 from affinity_lib.errors import InputError
+from affinity_lib.running import locks
 
 ENDLESS = """
 import os, time
@@ -24,7 +24,7 @@ if child:
     os.replace(note.parent / "new.txt", note)
 time.sleep(600)
 """
-RUN = "from affinity_lib import plans, runner; from pathlib import Path; import sys\n"
+RUN = "from affinity_lib.running import plans, runner; from pathlib import Path; import sys\n"
 RUN += "runner.execute(plans.plan('tiny', Path(sys.argv[1])), sys.argv[2], only=['01'])"
 
 

@@ -9,12 +9,12 @@ from fake_project import write_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affinity_lib import manifest as mf
-from affinity_lib import results
+from affinity_lib.data.files import save_json
 from affinity_lib.errors import InputError
-from affinity_lib.files import save_json
+from affinity_lib.running import manifest as mf
+from affinity_lib.running import results
 
-LIBRARY = Path(mf.__file__).parent
+LIBRARY = Path(mf.__file__).parents[1]
 
 
 def key(folder: Path, source: str = "x = 1", parameters: dict | None = None, **others) -> dict:
@@ -66,7 +66,7 @@ def test_key_does_not_see_text_and_outputs(tmp_path):
         ({"source": "x = 2"}, "its code"),
         ({"parameters": {"beta": 8.0}}, "beta 4.0 -> 8.0"),
         ({"00_draw": "b"}, "what 00_draw made"),
-        ({"source": "from affinity_lib import toy_shapes"}, "affinity_lib/toy_shapes.py"),
+        ({"source": "from affinity_lib.data import toy_shapes"}, "affinity_lib.data.toy_shapes"),
     ],
 )
 def test_change_of_an_input_is_named(tmp_path, change, words):
@@ -83,20 +83,21 @@ def test_key_holds_the_versions_of_the_packages_that_matter(tmp_path):
 @pytest.mark.parametrize(
     "source",
     [
-        "from affinity_lib.voc import VOID",
-        "%matplotlib inline\nfrom affinity_lib import voc",
-        "def late():\n    import affinity_lib.voc as v",
+        "from affinity_lib.data.voc import VOCData",
+        "%matplotlib inline\nfrom affinity_lib.data import voc",
+        "def late():\n    import affinity_lib.data.voc as v",
     ],
 )
 def test_key_holds_the_modules_that_a_notebook_comes_to_import_and_no_others(tmp_path, source):
     found = key(tmp_path, source)["library"]
-    assert {"__init__", "voc", "errors"} <= set(found)
-    assert not {"runner", "report", "__main__", "cam"} & set(found)
-    assert found["voc"] == mf.fingerprint(LIBRARY / "voc.py")["sha256"]
+    names = ("", ".data", ".data.voc", ".errors")
+    assert {f"affinity_lib{name}" for name in names} <= set(found)
+    assert not [name for name in found if "running" in name or "showing" in name or "cam" in name]
+    assert found["affinity_lib.data.voc"] == mf.fingerprint(LIBRARY / "data/voc.py")["sha256"]
 
 
 def test_key_of_a_notebook_that_is_not_python_leaves_the_error_to_the_notebook(tmp_path):
-    assert set(key(tmp_path, "this is not python")["library"]) == {"__init__"}
+    assert set(key(tmp_path, "this is not python")["library"]) == {"affinity_lib"}
 
 
 def test_hidden_files_are_no_artifacts(tmp_path):

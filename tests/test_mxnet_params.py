@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from affinity_lib.backbones.mxnet_params import parse_params, read_params
 from affinity_lib.errors import InputError
-from affinity_lib.mxnet_params import parse_params, read_params
 
 LAYOUTS = ("legacy", "V1", "V2", "V3")
 FLAGS = {"f4": 0, "f8": 1, "f2": 2, "u1": 3, "i4": 4, "i1": 5, "i8": 6}

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from nbformat import NotebookNode
 
-from affinity_lib.parameters import declared_parameters
-from affinity_lib.runs import find_root
+from affinity_lib.data.paths import find_root
+from affinity_lib.running.parameters import declared_parameters
 
 FOLDER = find_root() / "notebooks"
 STEMS = [

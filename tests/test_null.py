@@ -15,19 +15,12 @@ import torch
 from scenes import CLASSES, draw_scenes
 
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import (
-    CAMNet,
-    classification_loss,
-    infer_cams,
-    resize,
-    to_labels,
-    with_background,
-)
-from affinity_lib.evaluation import evaluate
-from affinity_lib.files import load_scores
-from affinity_lib.inputs import Inputs, forward
-from affinity_lib.training import Recipe, fit
-from affinity_lib.voc import VOCData
+from affinity_lib.cam import CAMNet, classification_loss, resize, to_labels, with_background
+from affinity_lib.data.files import load_scores
+from affinity_lib.data.voc import VOCData
+from affinity_lib.stages import evaluate, infer_cams
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, fit
 
 SIZE = 48
 RECIPE = Recipe(epochs=14, batch_size=10, lr=0.001)

@@ -11,9 +11,9 @@ from time import sleep
 import pytest
 import torch
 
-from affinity_lib import parallel
 from affinity_lib.errors import InputError
-from affinity_lib.parallel import each_image, map_images
+from affinity_lib.training import parallel
+from affinity_lib.training.parallel import each_image, map_images
 
 
 @pytest.mark.parametrize("method", sorted({parallel._METHOD, "spawn"}))

@@ -8,15 +8,15 @@ from fake_project import write_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
+from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
-from affinity_lib.parameters import (
+from affinity_lib.running.parameters import (
     Parameter,
     checked,
     declared_parameters,
     load_profile,
     parse_settings,
 )
-from affinity_lib.runs import find_root
 
 NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
 KINDS = {

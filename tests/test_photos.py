@@ -14,26 +14,25 @@ import pytest
 import torch
 
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
-from affinity_lib.affinity_labels import to_grid, write_confident_labels
+from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import (
     CAMNet,
     classification_loss,
-    infer_cams,
     on_grid,
     resize,
     to_labels,
     with_background,
 )
 from affinity_lib.crf import CRFSettings
+from affinity_lib.data.files import load_scores
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import evaluate
-from affinity_lib.files import load_scores
-from affinity_lib.inputs import Inputs, forward
 from affinity_lib.random_walk import random_walk
-from affinity_lib.training import Recipe, fit
-from affinity_lib.voc import VOCData
+from affinity_lib.stages import evaluate, infer_cams, write_confident_labels
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, fit
 
 ROOT = os.environ.get("VOC_ROOT", "")
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")

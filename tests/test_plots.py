@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from affinity_lib import plots
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
-from affinity_lib.voc import VOID, palette
+from affinity_lib.data.voc import palette
+from affinity_lib.evaluation import VOID
 
 COLORS, NAMES = palette()[:4], ("ball", "box", "cross")
 PHOTO = np.full((6, 8, 3), 90, np.uint8)

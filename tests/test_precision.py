@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from affinity_lib.precision import autocast, has_bfloat16
+from affinity_lib.training.precision import autocast, has_bfloat16
 
 
 def with_capabilities(monkeypatch, **able: bool) -> None:

@@ -22,7 +22,7 @@ from affinity_lib.cam import CAMNet
 from affinity_lib.errors import InputError
 from affinity_lib.presets import PRESETS, preset
 from affinity_lib.random_walk import random_walk
-from affinity_lib.training import Recipe
+from affinity_lib.training.loop import Recipe
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from affinity_lib import progress
-from affinity_lib.progress import Display, Progress, track
+from affinity_lib.training import progress
+from affinity_lib.training.progress import Display, Progress, track
 
 
 class Clock:

@@ -10,8 +10,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from affinity_lib.report import figures, write_report
-from affinity_lib.results import save_results
+from affinity_lib.running.results import save_results
+from affinity_lib.showing.report import figures, write_report
 
 
 def picture(folder: Path, size: tuple[int, int]) -> str:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from affinity_lib.backbones.base import freeze
+from affinity_lib.backbones.resnet38 import ResNet38
 from affinity_lib.errors import InputError
-from affinity_lib.features import freeze
-from affinity_lib.resnet38 import ResNet38
 
 # Model A1, stage by stage: blocks, input channels, output channels of its 3 x 3 convolutions
 WIDE = [(3, 64, (128, 128)), (3, 128, (256, 256)), (6, 256, (512, 512)), (3, 512, (512, 1024))]

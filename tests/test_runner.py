@@ -11,14 +11,14 @@ import pytest
 from fake_project import make_project, write_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from affinity_lib import execution, locks, runner
-from affinity_lib import manifest as mf
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
-from affinity_lib.execution import StageFailed
-from affinity_lib.manifest import load_manifest, save_manifest, verify
-from affinity_lib.plans import Plan, plan
-from affinity_lib.results import seconds_of_sections, summary
+from affinity_lib.running import execution, locks, runner
+from affinity_lib.running import manifest as mf
+from affinity_lib.running.execution import StageFailed
+from affinity_lib.running.manifest import load_manifest, save_manifest, verify
+from affinity_lib.running.plans import Plan, plan
+from affinity_lib.running.results import seconds_of_sections, summary
 
 STEMS = ["00_draw", "01_walk", "02_learn"]
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from affinity_lib import runs
+from affinity_lib.data import paths
+from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
-from affinity_lib.runs import Run, data_path, find_root, pick_device
+from affinity_lib.running import runs
+from affinity_lib.running.runs import Run, pick_device
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_the_root_is_found_from_the_project_and_from_its_notebooks(
 def test_from_elsewhere_the_root_is_the_checkout(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(runs, "__file__", str(project / "affinity_lib" / "runs.py"))
+    monkeypatch.setattr(paths, "__file__", str(project / "affinity_lib" / "data" / "paths.py"))
     monkeypatch.chdir(tmp_path)
     assert find_root() == project
 
@@ -42,7 +44,7 @@ def test_from_elsewhere_the_root_is_the_checkout(
 def test_outside_of_any_project_the_remedy_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "site-packages" / "lib" / "runs.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "a" / "b" / "paths.py"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="change to the project's folder"):
         find_root()

@@ -10,10 +10,12 @@ from scenes import CLASSES, Mean, draw_scenes, write_data
 
 from affinity_lib.backbones import build_backbone
 from affinity_lib.crf import CRFSettings
-from affinity_lib.inputs import Inputs, forward
-from affinity_lib.segmentation import SegmentationNet, predict, predict_labels, segmentation_loss
-from affinity_lib.training import Recipe, fit
-from affinity_lib.voc import VOID, VOCData
+from affinity_lib.data.voc import VOCData
+from affinity_lib.evaluation import VOID
+from affinity_lib.segmentation import SegmentationNet, segmentation_loss
+from affinity_lib.stages import predict, predict_labels
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, fit
 
 
 @pytest.fixture(scope="module")

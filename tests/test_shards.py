@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from fake_project import make_project, write_notebook
 
-from affinity_lib import locks, runner, shards
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
-from affinity_lib.manifest import load_manifest, verify
-from affinity_lib.plans import plan
-from affinity_lib.runs import Run, shard_of
+from affinity_lib.running import locks, runner, shards
+from affinity_lib.running.manifest import load_manifest, verify
+from affinity_lib.running.plans import plan
+from affinity_lib.running.runs import Run, shard_of
 
 TRAIN = """
 from pathlib import Path
@@ -23,8 +23,8 @@ with (out / "trained.txt").open("a") as file:
     file.write("t")
 """
 SHARE = """
-from affinity_lib.files import missing
-from affinity_lib.runs import shard_of
+from affinity_lib.data.files import missing
+from affinity_lib.running.runs import shard_of
 assert (out / "trained.txt").exists()
 for image_id in missing(shard_of(["a", "b", "c"], shard, num_shards), out / "made", "txt"):
     (out / "made" / f"{image_id}.txt").write_text(f"{image_id} {beta}")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
-from affinity_lib.manifest import artifacts, load_manifest, save_manifest, verify
-from affinity_lib.runs import find_root
+from affinity_lib.data.paths import find_root
+from affinity_lib.running.manifest import artifacts, load_manifest, save_manifest, verify
 
 ROOT = find_root()
 

@@ -6,10 +6,10 @@ import json
 import pytest
 from fake_project import make_project
 
-from affinity_lib import sweep
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
-from affinity_lib.plans import plan
+from affinity_lib.running import sweep
+from affinity_lib.running.plans import plan
 
 ROWS = [
     {"beta": beta, "t": t, "seed": seed, "rw": 50.0 + beta + t + seed, "val": 40.0}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from affinity_lib.data.files import save_json
+from affinity_lib.data.submission import SUBMISSION, submitted_ids, write_submission
+from affinity_lib.data.voc import VOC_CLASSES, VOCData, open_image, write_labels
 from affinity_lib.errors import InputError
-from affinity_lib.files import save_json
-from affinity_lib.submission import SUBMISSION, submitted_ids, write_submission
-from affinity_lib.tables import Table, paper_tables, write_tables
-from affinity_lib.voc import VOC_CLASSES, VOCData, open_image, write_labels
+from affinity_lib.showing.tables import Table, paper_tables, write_tables
 
 LABELS = ("background", *VOC_CLASSES)
 

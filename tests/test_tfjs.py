@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from affinity_lib.backbones.tfjs import read_tfjs
 from affinity_lib.errors import InputError
-from affinity_lib.tfjs import read_tfjs
 
 ARRAYS = {
     "conv/kernel": np.arange(24, dtype="<f4").reshape(2, 3, 4),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from affinity_lib.data.toy import MARKER, draw_scene, make_toy
+from affinity_lib.data.toy_objects import CLASSES, draw_object
+from affinity_lib.data.toy_shapes import Dice, Frame, stripes, wave
+from affinity_lib.data.voc import VOCData, palette
 from affinity_lib.errors import InputError
-from affinity_lib.toy import MARKER, draw_scene, make_toy
-from affinity_lib.toy_objects import CLASSES, draw_object
-from affinity_lib.toy_shapes import Dice, Frame, stripes, wave
-from affinity_lib.voc import VOID, VOCData, palette
+from affinity_lib.evaluation import VOID
 
 PIXELS = "833992d093439db6"
 FILES = "a1651ce677b5599d"
@@ -98,7 +99,7 @@ def test_a_drawing_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("affinity_lib.toy.write_lists", stop)
+    monkeypatch.setattr("affinity_lib.data.toy.write_lists", stop)
     with pytest.raises(KeyboardInterrupt):
         make_toy(tmp_path / "toy", train=1, val=0, size=32)
     assert list(tmp_path.iterdir()) == []

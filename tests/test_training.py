@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, classification_loss
 from affinity_lib.errors import InputError
-from affinity_lib.inputs import Inputs, forward
-from affinity_lib.training import Recipe, epoch_order, fit
-from affinity_lib.training_state import build_optimizer
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.loop import Recipe, epoch_order, fit
+from affinity_lib.training.state import build_optimizer
 
 RECIPE = Recipe(epochs=4, batch_size=3, lr=0.05)
 
@@ -302,7 +302,7 @@ def test_the_loss_falls_and_lines_are_printed_as_often_as_asked(tmp_path, capsys
 
 @pytest.mark.parametrize("able", [False, True])
 def test_mixed_precision_keeps_weights_in_float32_and_losses_near(tmp_path, monkeypatch, able):
-    monkeypatch.setattr("affinity_lib.precision.has_bfloat16", lambda device: able)
+    monkeypatch.setattr("affinity_lib.training.precision.has_bfloat16", lambda device: able)
     _, exact = trained(tmp_path / "exact", RECIPE)
     net, history = trained(tmp_path / "mixed", replace(RECIPE, mixed_precision=True))
     assert (history != exact) == able

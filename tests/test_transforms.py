@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from affinity_lib.errors import InputError
-from affinity_lib.transforms import TrainTransform, resize_long_side, to_tensor
-from affinity_lib.voc import VOID
+from affinity_lib.evaluation import VOID
+from affinity_lib.training.transforms import TrainTransform, resize_long_side, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RAW = {"mean": (0, 0, 0), "std": (1, 1, 1)}

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from affinity_lib.backbones import build_backbone
+from affinity_lib.backbones.base import freeze
+from affinity_lib.backbones.vgg16 import VGG16
 from affinity_lib.errors import InputError
-from affinity_lib.features import freeze
-from affinity_lib.vgg16 import VGG16
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from affinity_lib.data.layout import write_tags
+from affinity_lib.data.voc import VOC_CLASSES, VOCData, palette, read_labels, write_labels
 from affinity_lib.errors import InputError
-from affinity_lib.layout import write_tags
-from affinity_lib.voc import (
-    VOC_CLASSES,
-    VOID,
-    VOCData,
-    palette,
-    read_labels,
-    write_labels,
-)
+from affinity_lib.evaluation import VOID
 
 MASK = np.array([[0, 8, 8, 255], [0, 12, 15, 255], [0, 0, 15, 15]], dtype=np.uint8)
 

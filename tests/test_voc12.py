@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from affinity_lib import voc12
-from affinity_lib.archives import Archive
+from affinity_lib.data import voc12
+from affinity_lib.data.archives import Archive
+from affinity_lib.data.layout import write_tags
+from affinity_lib.data.voc import VOC_CLASSES, VOCData, open_image, read_labels, write_labels
 from affinity_lib.errors import InputError
-from affinity_lib.layout import write_tags
-from affinity_lib.voc import VOC_CLASSES, VOCData, open_image, read_labels, write_labels
 
 VOC_LISTS = {"train": ["2007_2", "2007_1"], "val": ["2008_1", "2007_9"], "test": ["2012_1"]}
 SBD_LISTS = {"train": ["2008_3", "2007_1", "2008_1"], "val": ["2010_4", "2007_9", "2008_2"]}

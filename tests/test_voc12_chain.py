@@ -21,11 +21,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from affinity_lib import voc12
-from affinity_lib.layout import write_tags
-from affinity_lib.runs import find_root
-from affinity_lib.submission import SUBMISSION
-from affinity_lib.voc import VOC_CLASSES, VOCData, read_labels, write_labels
+from affinity_lib.data import voc12
+from affinity_lib.data.layout import write_tags
+from affinity_lib.data.paths import find_root
+from affinity_lib.data.submission import SUBMISSION
+from affinity_lib.data.voc import VOC_CLASSES, VOCData, read_labels, write_labels
 
 CUT = {
     "device": "cpu",

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affinity_lib.backbones import SmallBackbone, build_backbone
+from affinity_lib.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from affinity_lib.backbones.resnet38 import ResNet38
+from affinity_lib.backbones.vgg16 import VGG16
+from affinity_lib.backbones.weights import fill_backbone, load_backbone, load_network, read_weights
 from affinity_lib.cam import CAMNet
 from affinity_lib.errors import InputError
-from affinity_lib.features import IMAGENET_MEAN, IMAGENET_STD
-from affinity_lib.resnet38 import ResNet38
 from affinity_lib.segmentation import SegmentationNet
-from affinity_lib.vgg16 import VGG16
-from affinity_lib.weights import fill_backbone, load_backbone, load_network, read_weights
 
 # MXNet's names of ResNet38's blocks -> the authors' names
 BLOCKS = {

@@ -1,0 +1,1 @@
+"""The data: VOC layout, toy scenes, own photographs, and VOC 2012 with SBD."""

@@ -1,0 +1,1 @@
+"""Running the notebooks: plan, execution, manifest, shards and sweeps."""

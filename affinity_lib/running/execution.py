@@ -1,0 +1,148 @@
+"""One notebook executed by papermill in this Python, and why it did not end well, in words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import papermill
+from ipykernel.kernelspec import get_kernel_dict, make_ipkernel_cmd
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+from affinity_lib.running import locks
+from affinity_lib.running import manifest as mf
+from affinity_lib.running.plans import Plan
+from affinity_lib.running.results import shown
+
+
+class StageFailed(RuntimeError):
+    """A notebook did not end well; the text says where, why, and which file shows it."""
+
+
+def execute_notebook(
+    todo: Plan,
+    stem: str,
+    run: Path,
+    manifest: Mapping[str, Any],
+    cells: NotebookNode | None = None,
+    part: str = "",
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Execute a notebook with papermill; what was executed stays in the run.
+
+    Args:
+        todo: from :func:`affinity_lib.running.plans.plan`.
+        stem: of the notebook.
+        run: folder of the run.
+        manifest: of the run.
+        cells: to execute in place of the whole notebook's.
+        part: their name, in the name of the file.
+        more: values of further parameters.
+
+    Raises:
+        StageFailed: a cell failed, the kernel died, or the disk is full.
+        KeyboardInterrupt: the notebook was interrupted.
+    """
+    notebook = todo.notebooks[stem]
+    final = run / "notebooks" / f"{stem}{part}.ipynb"
+    failed = final.with_suffix(".failed.ipynb")
+    running = final.with_suffix(".running.ipynb")
+    declared = todo.declared[stem]
+    values = {name: todo.values[name] for name in declared if name in todo.values}
+    if "run_dir" in declared:
+        values["run_dir"] = str(run)
+    try:
+        papermill.execute_notebook(
+            cells or notebook,
+            running,
+            parameters=values | dict(more),
+            kernel_name="python3",
+            kernel_manager_class=_ThisPython,
+            cwd=notebook.parent,
+            progress_bar=False,
+            start_timeout=180,
+            iopub_timeout=60,
+        )
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from error
+        if _is_full(run, error.evalue):
+            raise StageFailed(disk_full(run, manifest)) from error
+        begins = next(iter(error.source.splitlines()), "")
+        raise StageFailed(
+            f"{stem} failed in cell In [{error.exec_count}], which begins with {begins!r}\n"
+            f"{error.ename}: {error.evalue}\n"
+            f"The notebook up to there: {shown(failed)}"
+        ) from error
+    except DeadKernelError as error:
+        os.replace(running, failed)
+        raise StageFailed(
+            f"{stem} failed: its kernel died, as it does when memory runs out\n"
+            f"The notebook up to there: {shown(failed)}"
+        ) from error
+    os.replace(running, final)
+    failed.unlink(missing_ok=True)
+
+
+def run_part(
+    todo: Plan,
+    stem: str,
+    run: Path,
+    manifest: Mapping[str, Any],
+    cells: NotebookNode,
+    name: str,
+    values: Mapping[str, Any],
+) -> None:
+    """Execute some cells of a notebook; what was executed is kept only if it fails.
+
+    Args:
+        todo, stem, run, manifest: as for the whole notebook.
+        cells: a notebook with these cells.
+        name: of the part, for the file of a failed one.
+        values: of the parameters ``shard`` and ``num_shards``.
+    """
+    execute_notebook(todo, stem, run, manifest, cells, f".{name}", values)
+    (run / "notebooks" / f"{stem}.{name}.ipynb").unlink()
+
+
+def _is_full(run: Path, error: str) -> bool:
+    return "No space left on device" in error or shutil.disk_usage(run).free < 2**20
+
+
+def disk_full(run: Path, manifest: Mapping[str, Any]) -> str:
+    """Which disk is full, what to do, and what was kept."""
+    done = [stem for stem, record in manifest["stages"].items() if record["state"] == "done"]
+    return (
+        f"The disk of {shown(run)} is full: free some space and give the same command.\n"
+        f"Kept, and not run again: {', '.join(done) or 'nothing yet'}"
+    )
+
+
+class _ThisPython(AsyncKernelManager):
+    """Kernels of the Python that runs this, whatever a ``python3`` kernelspec elsewhere says."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        env = {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONHASHSEED": mf.hash_seed(),
+            "OMP_NUM_THREADS": str(mf.threads()),
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        # Only what is fatal: the kernel's other messages are about itself, not about the notebook.
+        argv = make_ipkernel_cmd("affinity_lib.running.kernel", extra_arguments=["--log-level=50"])
+        return KernelSpec(env=env, **get_kernel_dict() | {"argv": argv})
+
+    async def start_kernel(self, **how: Any) -> None:
+        await super().start_kernel(pass_fds=locks.inherited(), **how)

@@ -1,0 +1,1 @@
+"""Training: samples and augmentation, recipe, loop, state, inference and precision."""
