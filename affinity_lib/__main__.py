@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from affinity_lib.errors import InputError
 
 if TYPE_CHECKING:
-    from affinity_lib.running.plans import Plan
+    from affinity_lib.running.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from affinity_lib.running import runner
     from affinity_lib.running.execution import StageFailed
-    from affinity_lib.running.parameters import parse_settings
-    from affinity_lib.running.plans import plan
+    from affinity_lib.running.plan import make_plan
+    from affinity_lib.running.settings import parse
 
-    todo = plan(options.profile)
+    plan = make_plan(options.profile)
     settings = list(options.set)
     if options.nproc is not None:
         if options.nproc < 1:
@@ -51,21 +51,21 @@ def _run(options: argparse.Namespace) -> int:
         if any(text.startswith("nproc=") for text in settings):
             raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
         settings.append(f"nproc={options.nproc}")
-    given = parse_settings(settings, todo.declared)
-    todo = todo.with_values({name: one for name, (one, *more) in given.items() if not more})
+    given = parse(settings)
+    plan = plan.with_settings({name: one for name, (one, *more) in given.items() if not more})
     grid = {name: values for name, values in given.items() if len(values) > 1}
     if options.shard or options.until:
-        return _part(options, todo, grid)
+        return _part(options, plan, grid)
     from affinity_lib.running import results, sweep  # they draw: not needed by a part
     from affinity_lib.showing import report, tables
 
     how = {"only": options.notebooks, "force": options.force}
     try:
         if grid:
-            table = sweep.execute_grid(todo, grid, options.run_dir, **how)
+            table = sweep.execute_grid(plan, grid, options.run_dir, **how)
             print(f"\n{table.read_text(encoding='utf-8')}\n{results.shown(table)}")
             return 0
-        run = runner.execute(todo, options.run_dir, **how)
+        run = runner.execute(plan, options.run_dir, **how)
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int:
+def _part(options: argparse.Namespace, plan: Plan, grid: dict[str, list]) -> int:
     from affinity_lib.running import shards
     from affinity_lib.running.execution import StageFailed
 
@@ -85,11 +85,11 @@ def _part(options: argparse.Namespace, todo: Plan, grid: dict[str, list]) -> int
         raise InputError("--shard, --until and --force cannot be given together")
     part = {"only": options.notebooks[0]}
     if options.shard:
-        part["shard"], part["num_shards"] = shards.parse_shard(options.shard)
+        part["shard"] = options.shard
     else:
         part["until"] = options.until
     try:
-        shards.execute_part(todo, options.run_dir, **part)
+        shards.execute_part(plan, options.run_dir, **part)
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

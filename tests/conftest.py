@@ -11,7 +11,7 @@ from hypothesis import settings
 from tiny import TINY
 
 from affinity_lib.running import runner
-from affinity_lib.running.plans import Plan, plan
+from affinity_lib.running.plan import Plan, make_plan
 
 sys.path.append(str(Path(__file__).parent / "bench"))
 settings.register_profile("project", deadline=None)
@@ -29,10 +29,10 @@ FIRST = (*LONG, "test_chain", "test_distributed", "test_photos")
 def tiny_run(tmp_path_factory) -> tuple[Path, Plan]:
     """A run of all notebooks at a tiny size that nothing has disturbed, and its plan."""
     folder = tmp_path_factory.mktemp("chain")
-    todo = plan("toy").with_values(TINY | {"data_root": str(folder / "data")})
+    plan = make_plan("toy").with_settings(TINY | {"data_root": str(folder / "data")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        return runner.execute(todo, folder / "run"), todo
+        return runner.execute(plan, folder / "run"), plan
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,32 +7,31 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+START = """
+from affinity_lib.running.stage import Stage
+stage = Stage("{stem}")
+config = stage.config
+"""
 DRAW = """
-import json
-from pathlib import Path
-out = Path(run_dir) / "00_draw"
-out.mkdir(parents=True, exist_ok=True)
-data = Path.cwd().parent / data_root
+from affinity_lib.data.paths import data_path
+data = data_path(config.data_root)
 data.mkdir(exist_ok=True)
-(data / "a.txt").write_text("a" * size)
-(out / "metrics.json").write_text(json.dumps({"dataset": {"train": size}}))
+(data / "a.txt").write_text("a" * config.image_size)
+stage.save({"dataset": {"train": config.image_size}})
 """
 WALK = """
 from affinity_lib.errors import InputError
-out = Path(run_dir) / "01_walk"
-out.mkdir(parents=True, exist_ok=True)
+out = stage.output("walked")
 with (out / "visits.txt").open("a") as file:
     file.write("v")
-(out / "walk.txt").write_text(f"{beta} {steps}")
-rw = 50 + beta / 4 + seed
-numbers = {"table1": {"cam": 48.25, "rw": rw}, "per_class": {"rw": {"cat": 51.0}}, "note": beta}
-(out / "metrics.json").write_text(json.dumps(numbers))
+(out / "walk.txt").write_text(f"{config.beta} {config.alphas}")
+rw = 50 + config.beta / 4 + config.seed
+numbers = {"table1": {"cam": 48.25, "rw": rw}, "per_class": {"rw": {"cat": 51.0}}}
+stage.save(numbers | {"note": config.beta})
 """
 LEARN = """
-out = Path(run_dir) / "02_learn"
-out.mkdir(parents=True, exist_ok=True)
-numbers = {"segmentation": {"val": 40.0 + beta}, "per_class": {"rw": {"dog": 60.0}}}
-(out / "metrics.json").write_text(json.dumps(numbers))
+_ = stage.input("01_walk/walked")
+stage.save({"segmentation": {"val": 40.0 + config.beta}, "per_class": {"rw": {"dog": 60.0}}})
 """
 FIGURE = """
 import base64, struct, zlib
@@ -43,7 +42,7 @@ png = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 8
 png += chunk(b"IDAT", zlib.compress(bytes(4 * 9))) + chunk(b"IEND", b"")
 display(Image(png))
 """
-COMMON = 'profile: str = "tiny"\nrun_dir: str = ""\nseed: int = 0\n'
+COMMON = 'profile: str = "tiny"\nrun_dir: str = ""\nseed: int | None = None\n'
 
 
 def make_project(root: Path) -> Path:
@@ -51,16 +50,12 @@ def make_project(root: Path) -> Path:
     folder = root / "notebooks"
     (folder / "profiles").mkdir(parents=True)
     (root / "pyproject.toml").touch()
-    (folder / "profiles" / "tiny.yaml").write_text("profile: tiny\nbeta: 8\n")
-    imports = "import json\nfrom pathlib import Path\n"
-    write_notebook(folder / "00_draw.ipynb", 'size: int = 4\ndata_root: str = "data"\n', [DRAW])
-    write_notebook(
-        folder / "01_walk.ipynb",
-        "beta: float = 4  # Eq. 11, exponent\nsteps: list[int] = [1, 4]\n",
-        [imports + WALK, FIGURE],
-        figure=1,
-    )
-    write_notebook(folder / "02_learn.ipynb", "beta: float = 4\n", [imports + LEARN])
+    settings = "profile: tiny\nbeta: 8\nalphas: [1, 4]\nimage_size: 4\ndata_root: data\n"
+    (folder / "profiles" / "tiny.yaml").write_text(settings)
+    write_notebook(folder / "00_draw.ipynb", "image_size: int | None = None\n", [DRAW])
+    beta = "beta: float | None = None  # Eq. 11, exponent\n"
+    write_notebook(folder / "01_walk.ipynb", beta, [WALK, FIGURE], figure=1)
+    write_notebook(folder / "02_learn.ipynb", beta, [LEARN])
     return folder
 
 
@@ -77,6 +72,7 @@ def write_notebook(
     """
     cells = [new_markdown_cell(f"# The chapter {path.stem}")]
     cells.append(new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"]}))
+    cells.append(new_code_cell(START.strip().format(stem=path.stem)))
     for number, source in enumerate(sources):
         own = tags[number] if tags else ["figure"] * (number == figure)
         cells.append(new_code_cell(source.strip(), metadata={"tags": own}))

@@ -18,7 +18,7 @@ from affinity_lib.data.files import save_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
-from affinity_lib.stages import SoftLabels, write_confident_labels
+from affinity_lib.stages.affinity_labels import SoftLabels, write_confident_labels
 
 CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
 ALPHAS = st.lists(st.floats(1, 64), min_size=3, max_size=3).map(sorted)

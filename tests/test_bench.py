@@ -16,7 +16,7 @@ from affinity_lib.data.toy import make_toy
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID
 from affinity_lib.random_walk import random_walk, transition_matrix
-from affinity_lib.stages import infer_cams
+from affinity_lib.stages.cams import infer_cams
 from affinity_lib.training.inputs import Inputs
 
 

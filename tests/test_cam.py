@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scenes import CLASSES, Mean, draw_scenes, write_data
 
-from affinity_lib import cam, stages
+from affinity_lib import cam
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import (
@@ -30,7 +30,8 @@ from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.random_walk import random_walk
-from affinity_lib.stages import infer_cams
+from affinity_lib.stages import cams as cams_of_images
+from affinity_lib.stages.cams import infer_cams
 from affinity_lib.training.inputs import Inputs
 from affinity_lib.training.precision import has_bfloat16
 
@@ -212,7 +213,7 @@ def test_cams_do_not_depend_on_the_images_beside_them(net, tmp_path, monkeypatch
     inputs = Inputs(data, net.backbone)
     monkeypatch.setattr(cam, "_PIXELS", pixels)
     monkeypatch.setattr(
-        stages, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
+        cams_of_images, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
     )
     found: dict[str, torch.Tensor] = {}
     infer_cams(net, inputs, list(images), tmp_path, scales=(0.5, 1, 1.5))

@@ -14,7 +14,7 @@ from affinity_lib.data.files import load_json, save_json
 from affinity_lib.data.voc import VOCData, write_labels
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID, Evaluation, confusion, iou
-from affinity_lib.stages import evaluate
+from affinity_lib.stages.evaluation import evaluate
 
 LABELS = 4
 CONDITIONS = {"split": "train", "num_images": 1, "uses_tags": True}

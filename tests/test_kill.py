@@ -11,17 +11,17 @@ from pathlib import Path
 
 from affinity_lib.running import runner
 from affinity_lib.running.manifest import artifacts, load_manifest, verify
-from affinity_lib.running.plans import Plan
+from affinity_lib.running.plan import Plan
 
 KILLS = 20
 
 
-def work(todo: Plan, run: Path, lines: Connection) -> None:
+def work(plan: Plan, run: Path, lines: Connection) -> None:
     """What the killed process does: the runner, which tells the test where it is."""
-    runner.execute(todo, run, say=lambda text, **_: lines.send(text))
+    runner.execute(plan, run, log=lambda text, **_: lines.send(text))
 
 
-def moments(todo: Plan) -> Iterator[tuple[str, float, float]]:
+def moments(plan: Plan) -> Iterator[tuple[str, float, float]]:
     """Twenty random moments, in the order of the stages.
 
     A moment is a stage, the share of its cells that have ended, and seconds from there on: the
@@ -29,18 +29,18 @@ def moments(todo: Plan) -> Iterator[tuple[str, float, float]]:
     the last stage are left alone, so that the run does not come to its end.
     """
     chance = random.Random(20)
-    stems = list(todo.notebooks)
+    stems = list(plan.notebooks)
     for k in range(KILLS):
         stem = stems[k * len(stems) // KILLS]
         yield stem, chance.uniform(0, 0.6 if stem == stems[-1] else 1), chance.uniform(0, 1)
 
 
-def kill_a_runner(todo: Plan, run: Path, stem: str, share: float, seconds: float) -> None:
+def kill_a_runner(plan: Plan, run: Path, stem: str, share: float, seconds: float) -> None:
     """Let a runner come to that moment, or to the next stage, and kill it."""
     processes = get_context("forkserver")  # its processes have the imports already
     processes.set_forkserver_preload(["affinity_lib.running.runner"])
     ours, its = processes.Pipe(duplex=False)
-    process = processes.Process(target=work, args=(todo, run, its))
+    process = processes.Process(target=work, args=(plan, run, its))
     notebook = run / "notebooks" / f"{stem}.running.ipynb"
     notebook.unlink(missing_ok=True)  # of the one before
     process.start()
@@ -68,14 +68,14 @@ def test_run_that_is_killed_twenty_times_ends_with_the_files_of_an_undisturbed_o
     tiny_run, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    undisturbed, todo = tiny_run
+    undisturbed, plan = tiny_run
     killed = tmp_path / "run"
-    for moment in moments(todo):
-        kill_a_runner(todo, killed, *moment)
+    for moment in moments(plan):
+        kill_a_runner(plan, killed, *moment)
     stages = load_manifest(killed)["stages"]
     assert sum(len(record.get("resumed", [])) for record in stages.values()) > KILLS / 3
-    runner.execute(todo, killed)
-    for stem in todo.notebooks:
+    runner.execute(plan, killed)
+    for stem in plan.notebooks:
         assert artifacts(killed, stem) == artifacts(undisturbed, stem)
     assert without_times(killed / "results.json") == without_times(undisturbed / "results.json")
     assert verify(killed)[1] == []

@@ -24,8 +24,8 @@ if child:
     os.replace(note.parent / "new.txt", note)
 time.sleep(600)
 """
-RUN = "from affinity_lib.running import plans, runner; from pathlib import Path; import sys\n"
-RUN += "runner.execute(plans.plan('tiny', Path(sys.argv[1])), sys.argv[2], only=['01'])"
+RUN = "from affinity_lib.running import plan, runner; from pathlib import Path; import sys\n"
+RUN += "runner.execute(plan.make_plan('tiny', Path(sys.argv[1])), sys.argv[2], only=['01'])"
 
 
 def test_one_works_alone_or_several_beside_each_other(tmp_path):
@@ -48,7 +48,7 @@ def test_one_works_alone_or_several_beside_each_other(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the kernel at once")
 def test_kernel_and_its_children_are_gone_before_another_runner_works(tmp_path):
     folder, run = make_project(tmp_path / "project"), tmp_path / "run"
-    write_notebook(folder / "01_walk.ipynb", "beta: float = 4\n", [ENDLESS])
+    write_notebook(folder / "01_walk.ipynb", "beta: float | None = None\n", [ENDLESS])
     runner = subprocess.Popen([sys.executable, "-c", RUN, folder, run], cwd=Path.cwd())
     while not (run / "pids.txt").exists():
         assert runner.poll() is None

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbformat import NotebookNode
 
 from affinity_lib.data.paths import find_root
-from affinity_lib.running.parameters import declared_parameters
 
 FOLDER = find_root() / "notebooks"
 STEMS = [
@@ -25,7 +22,7 @@ STEMS = [
     "06_segmentation_network",
 ]
 LONGEST_CELL = 33
-OF_THE_MACHINE = {"run_dir", "shard", "num_shards"}  # where and in parts: no profile's choice
+LONGEST_PARAMETERS, MOST_IMPORTS = 12, 12
 ABSOLUTE = re.compile(
     r"(?<![\w.:/<])/(?:home|root|tmp|usr|var|opt|mnt|work|Users|private|workspace|content|data)/"
     r"|\b[A-Z]:\\\\?\w|file://"
@@ -90,63 +87,37 @@ def test_one_cell_declares_the_parameters_and_says_what_they_are(notebook):
         ast.literal_eval(line.value)
 
 
-def test_a_parameter_that_is_met_for_the_first_time_has_a_comment_unless_its_name_says_all():
-    plain = re.compile(r"data_root|seed|device|mixed_precision|\w+_(epochs|batch|lr|iterations)")
-    met = set()
-    for stem in STEMS:
-        (cell,) = [cell for cell in read(stem).cells if "parameters" in tags(cell)]
-        lines = cell.source.splitlines()
-        for line in ast.parse(cell.source).body:
-            name, text = line.target.id, "\n".join(lines[line.lineno - 1 : line.end_lineno])
-            assert name in met or plain.fullmatch(name) or "  # " in text, f"{stem}: {text}"
-            met.add(name)
+def test_the_parameters_are_few_and_each_says_what_it_is(notebook):
+    lines = code(notebook)[0].source.splitlines()
+    assert len(lines) <= LONGEST_PARAMETERS
+    assert all("# " in line or re.match(r"\w*(seed|epochs|iterations)\b", line) for line in lines)
 
 
-def test_defaults_are_the_toy_profile_and_the_toy_profile_is_the_defaults():
-    profile = yaml.safe_load((FOLDER / "profiles" / "toy.yaml").read_text(encoding="utf-8"))
-    defaults = {
-        (stem, name): parameter.default
-        for stem in STEMS
-        for name, parameter in declared_parameters(FOLDER / f"{stem}.ipynb").items()
-        if name not in OF_THE_MACHINE
-    }
-    assert defaults == {key: profile.get(key[1], "not there") for key in defaults}
-    assert set(profile) == {name for _, name in defaults}
-
-
-def test_a_parameter_is_of_one_kind_everywhere():
-    kinds: dict[str, set[str]] = {}
-    for stem in STEMS:
-        for name, parameter in declared_parameters(FOLDER / f"{stem}.ipynb").items():
-            kinds.setdefault(name, set()).add(parameter.kind)
-    assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}
-
-
-@pytest.mark.parametrize(
-    "profile", sorted((FOLDER / "profiles").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_a_profile_sets_only_what_some_notebook_declares(profile: Path):
-    declared = {n for stem in STEMS for n in declared_parameters(FOLDER / f"{stem}.ipynb")}
-    assert set(yaml.safe_load(profile.read_text(encoding="utf-8"))) <= declared
+def test_the_first_lesson_comes_after_few_imports(notebook):
+    first = code(notebook)[1].source
+    imported = sum(
+        len(node.names)
+        for node in ast.parse(first).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "torch" not in ast.unparse(node)
+    )
+    assert imported <= MOST_IMPORTS, imported
 
 
 def test_no_code_cell_is_longer_than_a_screen(notebook):
     for cell in code(notebook):
-        listed = "parameters" in tags(cell)  # a list is looked up, not read
-        assert listed or len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
-def test_the_data_set_is_opened_where_papermill_or_a_profile_says(notebook):
-    sources = "\n".join(cell.source for cell in code(notebook))
-    assert "data_path(data_root)" in sources and "find_root" not in sources
+def test_a_notebook_begins_with_its_stage_and_shows_the_settings(notebook):
+    first = code(notebook)[1].source
+    assert re.search(r'^stage = Stage\("\d\d_\w+"\)$', first, re.MULTILINE)
+    assert first.splitlines()[-1] == "stage"
 
 
-def test_a_notebook_with_a_cell_per_image_takes_shards(notebook):
-    cells = [cell for cell in code(notebook) if "per-image" in tags(cell)]
-    declared = next(cell for cell in code(notebook) if "parameters" in tags(cell)).source
-    assert len(cells) == ("\nshard: int = 0" in declared) == ("\nnum_shards: int = 1" in declared)
-    for cell in cells:
-        assert "shard_of(" in cell.source and "evaluate(" not in cell.source
+def test_cells_per_image_work_on_the_share_of_a_job(notebook):
+    for cell in code(notebook):
+        if "per-image" in tags(cell):
+            assert "stage.share(" in cell.source and "evaluate(" not in cell.source
 
 
 def test_no_cell_is_empty(notebook):

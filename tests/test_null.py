@@ -18,7 +18,8 @@ from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, classification_loss, resize, to_labels, with_background
 from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
-from affinity_lib.stages import evaluate, infer_cams
+from affinity_lib.stages.cams import infer_cams
+from affinity_lib.stages.evaluation import evaluate
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, fit
 

@@ -30,7 +30,9 @@ from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.random_walk import random_walk
-from affinity_lib.stages import evaluate, infer_cams, write_confident_labels
+from affinity_lib.stages.affinity_labels import write_confident_labels
+from affinity_lib.stages.cams import infer_cams
+from affinity_lib.stages.evaluation import evaluate
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, fit
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from affinity_lib.training.precision import autocast, has_bfloat16
+from affinity_lib.errors import InputError
+from affinity_lib.training.precision import autocast, has_bfloat16, pick_device
 
 
 def with_capabilities(monkeypatch, **able: bool) -> None:
@@ -32,3 +33,13 @@ def test_it_is_used_where_it_is_asked_for_and_there(monkeypatch, asked, able):
     with autocast("cpu", asked):
         found = linear(torch.ones(1, 2), torch.ones(3, 2)).dtype
     assert found == (torch.bfloat16 if asked and able else torch.float32)
+
+
+def test_auto_takes_the_gpu_if_there_is_one():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "auto:1"])
+def test_a_device_that_is_not_there_is_refused(name: str):
+    with pytest.raises(InputError, match="use auto or cpu"):
+        pick_device(name)

@@ -13,7 +13,7 @@ from affinity_lib.crf import CRFSettings
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID
 from affinity_lib.segmentation import SegmentationNet, segmentation_loss
-from affinity_lib.stages import predict, predict_labels
+from affinity_lib.stages.predictions import predict, predict_labels
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, fit
 

@@ -15,7 +15,7 @@ from affinity_lib.data.files import save_scores
 from affinity_lib.data.voc import VOCData, read_labels
 from affinity_lib.errors import InputError
 from affinity_lib.segmentation_labels import enlarge, synthesize_labels
-from affinity_lib.stages import pixels, write_segmentation_labels
+from affinity_lib.stages.segmentation_labels import pixels, write_segmentation_labels
 
 SCORES = arrays(np.float32, (3, 3, 4), elements=st.floats(0, 1, width=32))
 BLACK = np.zeros((6, 8, 3), np.uint8)

@@ -46,8 +46,8 @@ def processes_of(words: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the job to kill in /proc")
 def test_snakemake_ends_with_the_files_of_a_plain_run_though_a_job_was_killed(tiny_run, tmp_path):
-    plain, todo = tiny_run
-    values = TINY | {"data_root": todo.values["data_root"]}
+    plain, plan = tiny_run
+    values = TINY | {"data_root": plan.values["data_root"]}
     overrides = " ".join(f"--set {name}={value}" for name, value in values.items())
     run = tmp_path / "run"
     shutil.copytree(plain, run)
@@ -72,7 +72,7 @@ def test_snakemake_ends_with_the_files_of_a_plain_run_though_a_job_was_killed(ti
     said = second.communicate()[0]
     assert second.returncode == 0, said
     assert "01_class_activation_maps, training" not in said  # that job was done
-    for stem in todo.notebooks:
+    for stem in plan.notebooks:
         assert artifacts(run, stem) == artifacts(plain, stem)
     stages = load_manifest(run)["stages"]
     assert sorted(stages["01_class_activation_maps"]["parts"]) == ["0of2", "1of2", "train"]

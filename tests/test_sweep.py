@@ -9,7 +9,7 @@ from fake_project import make_project
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.running import sweep
-from affinity_lib.running.plans import plan
+from affinity_lib.running.plan import make_plan
 
 ROWS = [
     {"beta": beta, "t": t, "seed": seed, "rw": 50.0 + beta + t + seed, "val": 40.0}
@@ -21,13 +21,13 @@ ROWS = [
 
 def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
     printed: list[str] = []
-    todo = plan("tiny", make_project(tmp_path))
+    plan = make_plan("tiny", make_project(tmp_path))
     table = sweep.execute_grid(
-        todo,
+        plan,
         {"beta": [8, 16]},
         tmp_path / "run",
         only=("00", "01"),
-        say=lambda *text, end="\n", flush=False: printed.append(text[0] + end),
+        log=lambda *text, end="\n", flush=False: printed.append(text[0] + end),
     )
     lines = "".join(printed).split("\n")
     assert lines[0] == "beta=8" and lines[3] == "beta=16"
@@ -48,20 +48,20 @@ def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
 def test_only_what_has_several_values_is_swept(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def note(todo, grid, *_, **__):
-        asked.append((todo.values["size"], grid))
+    def note(plan, grid, *_, **__):
+        asked.append((plan.values["image_size"], grid))
         return sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
 
     monkeypatch.setattr(sweep, "execute_grid", note)
     monkeypatch.chdir(make_project(tmp_path).parent)
-    assert main(["run", "tiny", "--set", "size=5", "--set", "seed=0,1"]) == 0
+    assert main(["run", "tiny", "--set", "image_size=5", "--set", "seed=0,1"]) == 0
     assert asked == [(5, {"seed": [0, 1]})] and "70.5 ± 0.7" in capsys.readouterr().out
 
 
 def test_every_point_is_checked_before_the_first_one_runs(tmp_path):
-    todo = plan("tiny", make_project(tmp_path))
+    plan = make_plan("tiny", make_project(tmp_path))
     with pytest.raises(InputError, match="beta must be float"):
-        sweep.execute_grid(todo, {"beta": [8, "x"]}, tmp_path / "run")
+        sweep.execute_grid(plan, {"beta": [8, "x"]}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -104,4 +104,4 @@ def test_the_drawing_of_the_toy_data_is_no_grid(tmp_path):
     with pytest.raises(
         InputError, match="image_size draws the toy data anew in .*data_root=FOLDER"
     ):
-        sweep.execute_grid(plan("toy"), {"image_size": [48, 64]}, tmp_path)
+        sweep.execute_grid(make_plan("toy"), {"image_size": [48, 64]}, tmp_path)

@@ -63,6 +63,7 @@ class VOCData:
                     f"{self.root} has no folder {folder}: unpack the whole data set and give the "
                     f"folder that holds JPEGImages{_nested(self.root)}"
                 )
+        classes = classes.split() if isinstance(classes, str) else classes
         own_names = self.root / "classes.txt"
         names = read_classes(own_names) if own_names.is_file() else VOC_CLASSES
         self._subset = classes is not None

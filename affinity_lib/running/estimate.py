@@ -34,7 +34,7 @@ from affinity_lib.plots import markdown_table
 from affinity_lib.presets import preset
 from affinity_lib.random_walk import random_walk
 from affinity_lib.running.counting import RESERVE, Training, count_forward, count_training
-from affinity_lib.running.plans import Plan, plan
+from affinity_lib.running.plan import Plan, make_plan
 from affinity_lib.segmentation import SegmentationNet, segmentation_loss
 
 HEIGHT, WIDTH = 375, 500
@@ -68,11 +68,11 @@ class Cost:
     disk: float = 0
 
 
-def estimate(todo: Plan, measured: Mapping[str, float] | None = None) -> list[Cost]:
+def estimate(plan: Plan, measured: Mapping[str, float] | None = None) -> list[Cost]:
     """Count what the notebooks of a plan take on VOC 2012's 10,582 + 1,449 images.
 
     Args:
-        todo: of a profile that trains the backbone too.
+        plan: of a profile that trains the backbone too.
         measured: from :func:`measure`, which is called unless this is given.
 
     Raises:
@@ -80,10 +80,10 @@ def estimate(todo: Plan, measured: Mapping[str, float] | None = None) -> list[Co
     """
     m = measure() if measured is None else measured
     train, val = SIZES["train_aug"], SIZES["val"]
-    _, cam, labels, affinity, walk, synthesis, segmentation = todo.notebooks
+    _, cam, labels, affinity, walk, synthesis, segmentation = plan.notebooks
     costs = [Cost("data", disk=2 * ARCHIVES)]
 
-    p = todo.parameters(cam)
+    p = plan.values
     net, cost = _trained(_cam_net, p, p["cam_crop"])
     flops = p["cam_epochs"] * train * cost.flops + val * _forward(net, [1], False)
     flops += train * _forward(net, p["cam_scales"], p["cam_flip"])
@@ -94,7 +94,7 @@ def estimate(todo: Plan, measured: Mapping[str, float] | None = None) -> list[Co
     soft = train * m["soft_bytes"] if preset(p["preset"]).label_pooling == "mean" else 0
     costs.append(Cost(labels, seconds=2 * crf, disk=png + soft))
 
-    p = todo.parameters(affinity)
+    p = plan.values
     net, cost = _trained(_affinity_net, p, p["affinity_crop"])
     flops = p["affinity_epochs"] * train * cost.flops
     costs.append(_network_cost(affinity, p, cost, p["affinity_batch"], flops))
@@ -102,7 +102,7 @@ def estimate(todo: Plan, measured: Mapping[str, float] | None = None) -> list[Co
     costs.append(Cost(walk, flops, seconds=train * m["walk_seconds"], disk=maps))
     costs.append(Cost(synthesis, seconds=2 * crf, disk=2 * png))
 
-    p = todo.parameters(segmentation)
+    p = plan.values
     net, cost = _trained(_segmentation_net, p, p["segmentation_crop"])
     times = 1 + p["supervised"]
     flops = p["segmentation_epochs"] * train * cost.flops
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not 0 < options.tflops < math.inf:
             raise InputError(f"--tflops must be > 0, got {options.tflops:g}")
-        print(report(options.profile, estimate(plan(options.profile)), options.tflops))
+        print(report(options.profile, estimate(make_plan(options.profile)), options.tflops))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import papermill
@@ -17,9 +17,10 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from affinity_lib.data.paths import filled
 from affinity_lib.running import locks
 from affinity_lib.running import manifest as mf
-from affinity_lib.running.plans import Plan
+from affinity_lib.running.plan import Plan
 from affinity_lib.running.results import shown
 
 
@@ -28,42 +29,40 @@ class StageFailed(RuntimeError):
 
 
 def execute_notebook(
-    todo: Plan,
+    plan: Plan,
     stem: str,
     run: Path,
     manifest: Mapping[str, Any],
     cells: NotebookNode | None = None,
     part: str = "",
-    more: Mapping[str, Any] = MappingProxyType({}),
+    shard: str = "",
 ) -> None:
     """Execute a notebook with papermill; what was executed stays in the run.
 
     Args:
-        todo: from :func:`affinity_lib.running.plans.plan`.
+        plan: from :func:`affinity_lib.running.plan.make_plan`.
         stem: of the notebook.
         run: folder of the run.
         manifest: of the run.
         cells: to execute in place of the whole notebook's.
         part: their name, in the name of the file.
-        more: values of further parameters.
+        shard: ``K/N``, the share of the images that it works on; all if empty.
 
     Raises:
         StageFailed: a cell failed, the kernel died, or the disk is full.
         KeyboardInterrupt: the notebook was interrupted.
     """
-    notebook = todo.notebooks[stem]
+    notebook = plan.notebooks[stem]
     final = run / "notebooks" / f"{stem}{part}.ipynb"
     failed = final.with_suffix(".failed.ipynb")
     running = final.with_suffix(".running.ipynb")
-    declared = todo.declared[stem]
-    values = {name: todo.values[name] for name in declared if name in todo.values}
-    if "run_dir" in declared:
-        values["run_dir"] = str(run)
+    values = {"profile": plan.profile, "run_dir": str(run), **plan.given}
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it knows a notebook's own names only
     try:
         papermill.execute_notebook(
             cells or notebook,
             running,
-            parameters=values | dict(more),
+            parameters=values | ({"shard": shard} if shard else {}),
             kernel_name="python3",
             kernel_manager_class=_ThisPython,
             cwd=notebook.parent,
@@ -94,23 +93,23 @@ def execute_notebook(
 
 
 def run_part(
-    todo: Plan,
+    plan: Plan,
     stem: str,
     run: Path,
     manifest: Mapping[str, Any],
     cells: NotebookNode,
     name: str,
-    values: Mapping[str, Any],
+    shard: str = "",
 ) -> None:
     """Execute some cells of a notebook; what was executed is kept only if it fails.
 
     Args:
-        todo, stem, run, manifest: as for the whole notebook.
+        plan, stem, run, manifest: as for the whole notebook.
         cells: a notebook with these cells.
         name: of the part, for the file of a failed one.
-        values: of the parameters ``shard`` and ``num_shards``.
+        shard: ``K/N``, if it is a share of the images.
     """
-    execute_notebook(todo, stem, run, manifest, cells, f".{name}", values)
+    execute_notebook(plan, stem, run, manifest, cells, f".{name}", shard)
     (run / "notebooks" / f"{stem}.{name}.ipynb").unlink()
 
 
@@ -138,6 +137,7 @@ class _ThisPython(AsyncKernelManager):
             "PYTHONHASHSEED": mf.hash_seed(),
             "OMP_NUM_THREADS": str(mf.threads()),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "VOC_ROOT": filled("${VOC_ROOT}") if os.environ.get("VOC_ROOT") else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         # Only what is fatal: the kernel's other messages are about itself, not about the notebook.

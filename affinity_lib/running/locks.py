@@ -22,7 +22,7 @@ _inherited: list[int] = []
 
 
 @contextmanager
-def briefly(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock file for a moment; waits while another process has it.
 
     Args:
@@ -53,7 +53,7 @@ class Hold:
     def __enter__(self) -> Self:
         self._files = [(self.run / name).open("a") for name in (".lock", ".kernels.lock")]
         try:
-            with briefly(self.run / ".entry.lock"):
+            with locked(self.run / ".entry.lock"):
                 self._enter()
         except BaseException:
             self._close()
@@ -70,7 +70,7 @@ class Hold:
 
     def share(self) -> None:
         """Let others in that are content to work beside this one."""
-        with briefly(self.run / ".entry.lock"):
+        with locked(self.run / ".entry.lock"):
             for file in self._files:
                 _flock(file, "LOCK_SH")
         self.alone = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,9 +84,9 @@ def summary(run: Path) -> str:
 
 
 def compare(first: Path, second: Path) -> str:
-    """Parameters and metrics of two runs side by side, as text; a star marks what differs."""
+    """Settings and metrics of two runs side by side, as text; a star marks what differs."""
     rows: list[tuple[str, str, str]] = []
-    for read in (_parameters, _metrics):
+    for read in (_settings, _metrics):
         left, right = read(first), read(second)
         rows += [
             (name, str(left.get(name, "-")), str(right.get(name, "-")))
@@ -121,19 +120,8 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[name] = value
 
 
-def _parameters(run: Path) -> dict[str, Any]:
-    """Parameter -> value; where notebooks disagree, with the notebook's name before it."""
-    found: dict[str, dict[str, Any]] = {}
-    for stem, record in mf.load_manifest(run)["stages"].items():
-        for name, value in record["key"]["parameters"].items():
-            found.setdefault(name, {})[stem] = value
-    flat = {}
-    for name, values in found.items():
-        if len({json.dumps(value) for value in values.values()}) == 1:
-            flat[name] = next(iter(values.values()))
-        else:
-            flat |= {f"{stem}.{name}": value for stem, value in values.items()}
-    return flat
+def _settings(run: Path) -> dict[str, Any]:
+    return mf.load_manifest(run).get("settings", {})
 
 
 def _metrics(run: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Runs the notebooks in order with papermill, and again only where something has changed.
 
-The files are the state: ``manifest.json`` holds a key for each stage and the hashes of what it
-made. A stage is skipped when its key is the same and its files are whole.
+The files are the state: ``manifest.json`` holds a key for each stage, which is all that its notebook
+has read, and the hashes of what it made. A stage is skipped while nothing in its key has changed and
+its files are whole; else its notebook is executed, and keeps of its results what is up to date.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.data.paths import filled
-from affinity_lib.running import locks
+import nbformat
+
+from affinity_lib.data.files import load_json
+from affinity_lib.running import cache, locks
 from affinity_lib.running import manifest as mf
 from affinity_lib.running.execution import StageFailed, disk_full, execute_notebook
-from affinity_lib.running.plans import Plan, chosen_notebooks
+from affinity_lib.running.plan import Plan, chosen_notebooks
 from affinity_lib.running.results import save_results, seconds_of_sections
-from affinity_lib.running.runs import Run
+from affinity_lib.running.stage import NOTE, machine_now, run_folder, setting_hashes
 from affinity_lib.training.progress import Display
 
 RESUMED = "resumed"
@@ -29,23 +32,23 @@ RESUMED = "resumed"
 
 
 def execute(
-    todo: Plan,
+    plan: Plan,
     run_dir: str | Path = "",
     *,
     only: Sequence[str] = (),
     force: bool = False,
     donors: Sequence[Path] = (),
-    say: Callable[..., None] = print,
+    log: Callable[..., None] = print,
 ) -> Path:
     """Run the stages of a plan that are not up to date.
 
     Args:
-        todo: from :func:`affinity_lib.running.plans.plan`.
+        plan: from :func:`affinity_lib.running.plan.make_plan`.
         run_dir: folder of the run, ``runs/PROFILE`` if empty.
         only: first letters of the notebooks to run, such as "03"; all if empty.
         force: run them even if nothing has changed.
         donors: other runs, from which a stage with an equal key is taken.
-        say: prints; called like :func:`print`.
+        log: prints; called like :func:`print`.
 
     Returns:
         The folder of the run.
@@ -54,129 +57,124 @@ def execute(
         StageFailed: a notebook failed, or the disk is full.
         InputError: a name in ``only`` fits no notebook, or the run is in use.
     """
-    chosen = chosen_notebooks(todo, only)
-    run = Run(todo.profile, run_dir).path
+    chosen = chosen_notebooks(plan, only)
+    run = run_folder(plan.profile, run_dir)
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
     with locks.Hold(run):
-        manifest = new_manifest(todo, run)
+        manifest = new_manifest(plan, run, log)
         skipped: list[str] = []
         for number, stem in enumerate(chosen, 1):
             head = f"[{number}/{len(chosen)}] {stem}"
-            say(head, end=" ", flush=True)
-            display = Display(head, run / f".progress.{os.getpid()}.json", say)
+            log(head, end=" ", flush=True)
+            display = Display(head, run / f".progress.{os.getpid()}.json", log)
             try:
-                seconds = _stage(todo, stem, run, manifest, force, donors, say, display)
+                seconds = _stage(plan, stem, run, manifest, force, donors, log, display)
                 skipped += [] if seconds else [stem]
-                save_results(run, todo.profile, manifest, skipped)
+                save_results(run, plan.profile, manifest, skipped)
             except OSError as error:
-                say("failed")
+                log("failed")
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise StageFailed(disk_full(run, manifest)) from error
             except BaseException as error:
-                say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", flush=True)
+                log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", flush=True)
                 raise
-            say(f"... {seconds:.1f} s" if seconds else "... skipped", flush=True)
+            log(f"... {seconds:.1f} s" if seconds else "... skipped", flush=True)
     return run
 
 
-def new_manifest(todo: Plan, run: Path) -> dict[str, Any]:
+def new_manifest(plan: Plan, run: Path, log: Callable[..., None] = print) -> dict[str, Any]:
     """The manifest of a run that is about to go on: its stages, and all else as it is now."""
-    stages = mf.load_manifest(run)["stages"]
-    parameters = {name: value for s in todo.notebooks for name, value in todo.parameters(s).items()}
-    head = {"profile": todo.profile, "parameters": parameters}
-    return head | mf.surroundings() | {"stages": stages}
+    manifest = mf.load_manifest(run)
+    if manifest.get("format") != mf.FORMAT:
+        log(f"{run} was made by an earlier version of this project: it is made anew")
+        manifest["stages"] = {}
+    head = {"format": mf.FORMAT, "profile": plan.profile, "settings": plan.values}
+    return head | mf.surroundings() | {"stages": manifest["stages"]}
 
 
-def key_now(todo: Plan, stem: str, stages: Mapping[str, Any]) -> dict[str, Any]:
-    """The key of a stage, with what the stages before it have made."""
-    earlier = [name for name in todo.notebooks if name < stem and name in stages]
-    done = {name: stages[name] for name in earlier if stages[name]["state"] == "done"}
-    inputs = {name: mf.digest(record["artifacts"]) for name, record in done.items()}
-    return mf.stage_key(todo.notebooks[stem], todo.parameters(stem), inputs)
+def key_now(plan: Plan, stem: str, run: Path, key: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage depends on, as it is now; ``key`` tells which things it has read."""
+    code = notebook_code(plan.notebooks[stem])
+    return {
+        "code": cache.digest(code),
+        "settings": setting_hashes(plan.values, plan.values),
+        "inputs": mf.inputs_now(run, key),
+        "library": cache.library(code, figures=True),
+        "packages": cache.versions(cache.PACKAGES),
+        "machine": machine_now(plan.values["device"]) if key["machine"] else {},
+    }
+
+
+def notebook_code(notebook: Path) -> str:
+    """The code cells of a notebook as they run; text, comments and outputs do not count."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "\n".join(cache.plain(cell.source) for cell in cells if cell.cell_type == "code")
 
 
 def begin(
-    todo: Plan, stem: str, run: Path, manifest: dict[str, Any], key: Mapping, resumed: bool
+    plan: Plan, stem: str, run: Path, manifest: dict[str, Any], resumed: bool
 ) -> dict[str, Any]:
-    """Note in the manifest that a stage runs; what it had goes first, unless it is resumed.
+    """Note in the manifest that a stage runs.
 
     Returns:
         The stage's record. It keeps the start of a stage that goes on, with the later starts.
     """
-    if not resumed:
-        _clear(run, stem)
-    own = [folder for folder in (run / stem, run / "levels") if not folder.is_symlink()]
-    for folder in own:
-        for left in folder.rglob(".*.part*"):  # of a writer that was killed
+    for folder in (run / stem, run / "levels"):
+        for left in [] if folder.is_symlink() else folder.rglob(".*.part*"):  # of a killed writer
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"state": "running", "key": key, "started": now}
+    unread = {"inputs": {}, "machine": {}}
+    record = {"state": "running", "key": key_now(plan, stem, run, unread), "started": now}
     if resumed:
         record = dict(manifest["stages"][stem])
         record["resumed"] = [*record.get("resumed", []), now]
-    record |= mf.git_state(todo.root) | mf.computer()
+    record |= mf.git_state(plan.root) | mf.computer()
     manifest["stages"][stem] = record
     mf.save_manifest(run, manifest)
     return record
 
 
 def _stage(
-    todo: Plan,
+    plan: Plan,
     stem: str,
     run: Path,
     manifest: dict[str, Any],
     force: bool,
     donors: Sequence[Path],
-    say: Callable[..., None],
+    log: Callable[..., None],
     display: Display,
 ) -> float | None:
     """Bring one stage up to date; the seconds that it took, None if nothing had to run."""
     stages = manifest["stages"]
-    key = key_now(todo, stem, stages)
     record = stages.get(stem)
-    kept = run / f".before.{stem}"
-    if kept.exists() and record and record["state"] == "done":
-        _move(kept, run, stem)  # a runner was killed before the stage had begun
-    shutil.rmtree(kept, ignore_errors=True)
-    reasons = ["forced"] if force else reasons_to_run(run, stem, record, key)
+    reasons = ["forced"] if force else reasons_to_run(plan, stem, run, record)
     if not reasons:
         return None
     for donor in () if force else donors:
         found = mf.load_manifest(donor)["stages"].get(stem)
-        if donor != run and not reasons_to_run(donor, stem, found, key):
-            _clear(run, stem)
-            shutil.copytree(
-                donor / stem, run / stem, ignore=shutil.ignore_patterns(".*"), copy_function=_link
-            )
-            _link(donor / "notebooks" / f"{stem}.ipynb", run / "notebooks" / f"{stem}.ipynb")
+        if donor != run and found and not reasons_to_run(plan, stem, run, found, donor):
+            _take(stem, donor, run)
             stages[stem] = found | {"taken_from": str(donor)}
-            say(f"(taken from {donor.name})", end=" ")
+            log(f"(taken from {donor.name})", end=" ")
             return None
-    say(f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''})", end=" ", flush=True)
-
-    resumed = reasons == [RESUMED]
-    if not resumed:
-        _move(run, kept, stem)
-    begun = begin(todo, stem, run, manifest, key, resumed)
+    log(f"({'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''})", end=" ", flush=True)
+    if force:
+        shutil.rmtree(run / stem, ignore_errors=True)
+    begun = begin(plan, stem, run, manifest, resumed=reasons == [RESUMED])
     start = time.perf_counter()
     try:
         with display:
-            execute_notebook(todo, stem, run, manifest)
+            execute_notebook(plan, stem, run, manifest)
     except BaseException:  # Ctrl-C, too
-        if record is not None and not resumed and not _made_anything(run, stem):
-            _clear(run, stem)
-            _move(kept, run, stem)
-            stages[stem] = record
+        if record and record["state"] == "done" and not mf.damage(run, record["artifacts"]):
+            stages[stem] = record  # as it was: nothing has been replaced
             mf.save_manifest(run, manifest)
         raise
-    finally:
-        shutil.rmtree(kept, ignore_errors=True)
     seconds = time.perf_counter() - start
-    (run / stem).mkdir(exist_ok=True)
-    data = todo.parameters(stem).get("data_root")
     stages[stem] = begun | {
         "state": "done",
+        "key": begun["key"] | _what_it_read(run / stem),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "steps": seconds_of_sections(run / "notebooks" / f"{stem}.ipynb", seconds),
@@ -184,46 +182,50 @@ def _stage(
         "notebook": {
             f"notebooks/{stem}.ipynb": mf.fingerprint(run / "notebooks" / f"{stem}.ipynb")
         },
-        "data": mf.data_listing(todo.root / filled(data)) if data else None,
     }
     return seconds
 
 
+def _what_it_read(folder: Path) -> dict[str, Any]:
+    """What the notebook has noted at its end; one that notes nothing may have read any setting."""
+    path = folder / f".{NOTE}"
+    note = load_json(path) if path.is_file() else {}
+    return {part: note[part] for part in ("settings", "inputs", "machine") if part in note}
+
+
 def reasons_to_run(
-    run: Path, stem: str, record: Mapping[str, Any] | None, key: Mapping
+    plan: Plan, stem: str, run: Path, record: Mapping[str, Any] | None, donor: Path | None = None
 ) -> list[str]:
-    """Why a stage has to run, in words; empty if it is up to date."""
+    """Why a stage has to run, in words; empty if it is up to date.
+
+    Args:
+        plan: what is to be run.
+        stem: of the notebook.
+        run: folder of the run.
+        record: of the stage, None if it has never run.
+        donor: another run, whose record it is.
+    """
     if record is None:
         return ["new"]
-    different = mf.changes(record["key"], key)
-    if different:
-        return [f"changed: {different[0]}", *different[1:]]
+    found = cache.differences(record["key"], key_now(plan, stem, run, record["key"]))
+    if found:
+        return [f"changed: {found[0]}", *found[1:]]
     if record["state"] != "done":
         return [RESUMED]
-    if data := mf.data_changes(record):
-        return data
-    if not (run / "notebooks" / f"{stem}.ipynb").is_file():
+    home = donor or run
+    if not (home / "notebooks" / f"{stem}.ipynb").is_file():
         return [f"notebooks/{stem}.ipynb is missing"]
-    return mf.damage(run, record["artifacts"])
+    return mf.damage(home, record["artifacts"])
 
 
-def _clear(run: Path, stem: str) -> None:
+def _take(stem: str, donor: Path, run: Path) -> None:
+    """Give a run the stage of another one."""
     shutil.rmtree(run / stem, ignore_errors=True)
-    for ending in (".ipynb", ".html"):
-        (run / "notebooks" / f"{stem}{ending}").unlink(missing_ok=True)
-
-
-def _move(source: Path, target: Path, stem: str) -> None:
-    """What a stage has, from one folder to another, so that it can come back."""
-    names = [stem, f"notebooks/{stem}.ipynb", f"notebooks/{stem}.html"]
-    for name in names:
-        if (source / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).rename(target / name)
-
-
-def _made_anything(run: Path, stem: str) -> bool:
-    return any(path.is_file() for path in (run / stem).rglob("*"))
+    notebook = run / "notebooks" / f"{stem}.ipynb"
+    notebook.unlink(missing_ok=True)
+    skip = shutil.ignore_patterns(".*.lock", ".*.before")
+    shutil.copytree(donor / stem, run / stem, ignore=skip, copy_function=_link)
+    _link(donor / "notebooks" / notebook.name, notebook)
 
 
 def _link(source: str | Path, target: str | Path) -> None:

@@ -22,50 +22,32 @@ from affinity_lib.errors import InputError
 from affinity_lib.running import locks
 from affinity_lib.running import manifest as mf
 from affinity_lib.running.execution import run_part
-from affinity_lib.running.plans import Plan, chosen_notebooks
-from affinity_lib.running.runner import RESUMED, begin, key_now, new_manifest, reasons_to_run
-from affinity_lib.running.runs import Run, shard_of
+from affinity_lib.running.plan import Plan, chosen_notebooks
+from affinity_lib.running.runner import RESUMED, begin, new_manifest, reasons_to_run
+from affinity_lib.running.stage import parse_shard, run_folder
 
 TRAIN, PER_IMAGE = "train", "per-image"
 _ONLY_SHOWN = {"figure", "evaluation"}  # cells that no later cell of a part needs
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read ``K/N`` as ``--shard`` gives it.
-
-    Raises:
-        InputError: it has another form, or K is not one of 0 to N - 1.
-
-    >>> parse_shard("0/4")
-    (0, 4)
-    """
-    shard, _, num_shards = text.partition("/")
-    if not (shard.isdecimal() and num_shards.isdecimal()):
-        raise InputError(f"--shard wants K/N, such as 0/4 for the first of four, got {text!r}")
-    shard_of([], int(shard), int(num_shards))
-    return int(shard), int(num_shards)
-
-
 def execute_part(
-    todo: Plan,
+    plan: Plan,
     run_dir: str | Path = "",
     *,
     only: str,
     until: str = PER_IMAGE,
-    shard: int = 0,
-    num_shards: int = 1,
-    say: Callable[..., None] = print,
+    shard: str = "0/1",
+    log: Callable[..., None] = print,
 ) -> Path:
     """Run one notebook up to a tagged cell, unless the stage is up to date.
 
     Args:
-        todo: from :func:`affinity_lib.running.plans.plan`.
+        plan: from :func:`affinity_lib.running.plan.make_plan`.
         run_dir: folder of the run, ``runs/PROFILE`` if empty.
         only: first letters of the notebook.
         until: tag of the last cell that is executed, ``"train"`` or ``"per-image"``.
-        shard, num_shards: which share of the images is worked on, as for
-            :func:`affinity_lib.running.runs.shard_of`.
-        say: prints; called like :func:`print`.
+        shard: ``K/N``, which share of the images is worked on.
+        log: prints; called like :func:`print`.
 
     Returns:
         The folder of the run.
@@ -75,39 +57,39 @@ def execute_part(
             trained first, or the run is in use for something else.
         StageFailed: the notebook failed.
     """
-    stems = chosen_notebooks(todo, [only])
+    stems = chosen_notebooks(plan, [only])
     if len(stems) > 1:
         raise InputError(f"a part is of one notebook: {only!r} fits {', '.join(stems)}")
     (stem,) = stems
-    cells = cells_until(nbformat.read(todo.notebooks[stem], as_version=4), until, stem)
-    name = until if until == TRAIN else f"{shard}of{num_shards}"
+    cells = cells_until(nbformat.read(plan.notebooks[stem], as_version=4), until, stem)
+    parse_shard(shard)
+    name = until if until == TRAIN else shard.replace("/", "of")
     trains = until != TRAIN and any(TRAIN in _tags(cell) for cell in cells.cells)
-    run = Run(todo.profile, run_dir).path
+    run = run_folder(plan.profile, run_dir)
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
-    say(f"{stem}, {'training' if until == TRAIN else f'shard {shard}/{num_shards}'}", end=" ")
+    log(f"{stem}, {'training' if until == TRAIN else f'shard {shard}'}", end=" ")
     with ExitStack() as until_done:
-        with locks.briefly(run / ".manifest.lock"):
+        with locks.locked(run / ".manifest.lock"):
             hold = until_done.enter_context(locks.Hold(run, beside=until == PER_IMAGE))
-            manifest = new_manifest(todo, run)
-            reasons = _begin(todo, stem, run, manifest, hold)
+            manifest = new_manifest(plan, run, log)
+            reasons = _begin(plan, stem, run, manifest, hold)
             if trains and reasons and not manifest["stages"][stem].get("trained"):
                 raise InputError(
-                    f"{stem} is not trained yet: run {todo.profile} --notebooks {stem[:2]} "
+                    f"{stem} is not trained yet: run {plan.profile} --notebooks {stem[:2]} "
                     f"--until {TRAIN} first"
                 )
             if until == PER_IMAGE:
                 hold.share()
         if not reasons:
-            say("... skipped", flush=True)
+            log("... skipped", flush=True)
             return run
-        say(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
+        log(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
         started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        values = {"shard": shard, "num_shards": num_shards}
-        run_part(todo, stem, run, manifest, cells, name, values)
+        run_part(plan, stem, run, manifest, cells, name, "" if until == TRAIN else shard)
         seconds = time.perf_counter() - start
         note = {"started": started, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         _note(run, stem, name, note | mf.computer())
-    say(f"... {seconds:.1f} s", flush=True)
+    log(f"... {seconds:.1f} s", flush=True)
     return run
 
 
@@ -125,14 +107,13 @@ def cells_until(notebook: NotebookNode, tag: str, stem: str) -> NotebookNode:
 
 
 def _begin(
-    todo: Plan, stem: str, run: Path, manifest: dict[str, Any], hold: locks.Hold
+    plan: Plan, stem: str, run: Path, manifest: dict[str, Any], hold: locks.Hold
 ) -> list[str]:
     """Open the stage if this is the first part that comes; why it has to run, or nothing."""
     record = manifest["stages"].get(stem)
-    key = key_now(todo, stem, manifest["stages"])
-    reasons = reasons_to_run(run, stem, record, key)
+    reasons = reasons_to_run(plan, stem, run, record)
     if reasons and hold.alone:
-        begin(todo, stem, run, manifest, key, resumed=reasons == [RESUMED])
+        begin(plan, stem, run, manifest, resumed=reasons == [RESUMED])
     elif reasons and reasons != [RESUMED]:
         raise InputError(
             f"{run} is being run with something else ({'; '.join(reasons[:3])}): "
@@ -143,7 +124,7 @@ def _begin(
 
 def _note(run: Path, stem: str, name: str, note: Mapping[str, Any]) -> None:
     """Add to the stage's record that a part of it is done, and where and when."""
-    with locks.briefly(run / ".manifest.lock"):
+    with locks.locked(run / ".manifest.lock"):
         manifest = mf.load_manifest(run)
         record = manifest["stages"][stem]
         record.setdefault("parts", {})[name] = dict(note)

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 
 from affinity_lib.data.files import load_json, write_aside
 from affinity_lib.errors import InputError
-from affinity_lib.running.plans import Plan
+from affinity_lib.running.plan import Plan
 from affinity_lib.running.results import TABLE1
 from affinity_lib.running.runner import execute
-from affinity_lib.running.runs import Run
+from affinity_lib.running.stage import run_folder
 
 METRICS = {key: f"{name}, train" for key, (name, _) in TABLE1.items()} | {"val": "network, val"}
 """Columns of the table: key -> its heading."""
@@ -34,20 +34,20 @@ _OF_THE_DRAWING = ("train_images", "val_images", "image_size", "data_seed")
 
 
 def execute_grid(
-    todo: Plan,
+    plan: Plan,
     grid: Mapping[str, Sequence[Any]],
     run_dir: str | Path = "",
     *,
     only: Sequence[str] = (),
     force: bool = False,
-    say: Callable[..., None] = print,
+    log: Callable[..., None] = print,
 ) -> Path:
     """Run every combination of the values, and write table and picture.
 
     Args:
-        todo: from :func:`affinity_lib.running.plans.plan`.
+        plan: from :func:`affinity_lib.running.plan.make_plan`.
         grid: parameter -> its values; if ``seed`` is one, mean and spread over it are added.
-        run_dir, only, force, say: as for :func:`affinity_lib.running.runner.execute`.
+        run_dir, only, force, log: as for :func:`affinity_lib.running.runner.execute`.
 
     Returns:
         The table as markdown, ``RUN/sweep/NAMES.md``; beside it lie a ``.csv`` and a ``.png``.
@@ -58,27 +58,27 @@ def execute_grid(
         StageFailed: a notebook failed.
     """
     drawn = [name for name in grid if name in _OF_THE_DRAWING]
-    if drawn and todo.values.get("dataset") == "toy":
+    if drawn and plan.values["dataset"] == "toy":
         raise InputError(
-            f"{drawn[0]} draws the toy data anew in {todo.values['data_root']}, which other runs "
+            f"{drawn[0]} draws the toy data anew in {plan.values['data_root']}, which other runs "
             f"read: give one run a value, --set {drawn[0]}=VALUE --set data_root=FOLDER --run-dir ..."
         )
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    plans = [todo.with_values(point) for point in points]
-    base = Run(todo.profile, run_dir).path
+    plans = [plan.with_settings(point) for point in points]
+    base = run_folder(plan.profile, run_dir)
     folder = base / "sweep"
     rows: list[Row] = []
-    for point, plan in zip(points, plans, strict=True):
+    for point, one in zip(points, plans, strict=True):
         name = ",".join(f"{key}={value}" for key, value in point.items())
-        say(name)
+        log(name)
         donors = [base, *sorted(folder.glob("*/"))]
         run = execute(
-            plan,
+            one,
             _with_levels_of(base, folder / re.sub(r"[^\w.,=+-]+", "_", name)),
             only=only,
             force=force,
             donors=donors,
-            say=say,
+            log=log,
         )
         results = load_json(run / "results.json")
         rows.append(point | results["table1"] | results["segmentation"])

@@ -72,9 +72,9 @@ def gallery(run: Path, manifest: Mapping[str, Any]) -> str:
     record = manifest["stages"].get(CAMS.partition("/")[0])
     if record is None or not (run / CAMS).is_dir():
         return ""
-    settings = record["key"]["parameters"]
+    settings = manifest["settings"]
     try:
-        data = VOCData(data_path(settings["data_root"]), settings["classes"].split() or None)
+        data = VOCData(data_path(settings["data_root"]), settings["classes"] or None)
         rows = _rows(run, data, data.ids("train"))
     except InputError as error:
         return _section(f"<p class=note>The pictures cannot be shown: {escape(str(error))}.</p>")

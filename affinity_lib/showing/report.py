@@ -193,7 +193,7 @@ def _provenance(manifest: Mapping[str, Any]) -> str:
             "dirty": record.get("dirty"),
             "started": record.get("started"),
             "ended": record.get("ended"),
-            "parameters": record["key"]["parameters"],
+            "settings": record["key"]["settings"],
             "files": len(record.get("artifacts", {})),
         }
         for stem, record in manifest["stages"].items()

@@ -84,10 +84,9 @@ def write_tables(run: Path) -> list[Path]:
     Raises:
         InputError: the run has no results.
     """
-    results, stages = load_json(run / "results.json"), load_manifest(run)["stages"]
-    learned = stages.get("06_segmentation_network", {}).get("key", {}).get("parameters", {})
+    results, settings = load_json(run / "results.json"), load_manifest(run)["settings"]
     written = []
-    for table in paper_tables(results, learned):
+    for table in paper_tables(results, settings):
         for suffix, text in ((".md", table.markdown() + "\n"), (".csv", table.csv())):
             path = run / "tables" / f"{table.name}{suffix}"
             with write_aside(path) as aside:

@@ -25,7 +25,7 @@ def fit(
     recipe: Recipe,
     checkpoint: Path,
     device: torch.device | str = "cpu",
-    report_every: int = 1,
+    report_every: int | None = None,
     nproc: int = 1,
 ) -> list[float]:
     """Train ``model``; go on from ``checkpoint`` where an earlier call with this recipe stopped.
@@ -44,7 +44,7 @@ def fit(
         recipe: how to train.
         checkpoint: file that holds the state after the last finished epoch.
         device: where to compute.
-        report_every: epochs between two printed lines.
+        report_every: epochs between two printed lines; None for about five lines.
         nproc: processes that train together, on the cores of this machine or a GPU each. A
             training may be stopped with one number and go on with another.
 
@@ -70,6 +70,7 @@ def fit(
         launch(nproc, device.type, Path(checkpoint).parent, fit, *job)
         model.to(device)
         history = state.restore(checkpoint, device)
+    report_every = report_every or max(recipe.epochs // 5, 1)
     net = Together(model) if size() > 1 else model
     progress = Progress("training", recipe.epochs * len(samples), len(history) * len(samples))
     for epoch in range(len(history), recipe.epochs):

@@ -1,0 +1,78 @@
+"""What is to be run: the notebooks, a profile and the settings that replace some of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from affinity_lib.data.paths import find_root
+from affinity_lib.errors import InputError
+from affinity_lib.running.settings import check, resolve
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Made by :func:`make_plan`. ``given`` are the settings in place of the profile's; ``notebooks``
+    are all stages by stem, in order.
+    """
+
+    profile: str
+    given: Mapping[str, Any]
+    notebooks: Mapping[str, Path]
+
+    @property
+    def root(self) -> Path:
+        """The project's folder."""
+        return next(iter(self.notebooks.values())).parent.parent
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """All settings, as the notebooks will find them."""
+        folder = self.root / "notebooks" / "profiles"
+        return resolve(self.profile, self.given, folder)
+
+    def with_settings(self, given: Mapping[str, Any]) -> Plan:
+        """The same plan with some more settings in place of the profile's.
+
+        Raises:
+            InputError: an unknown setting, or a value of the wrong kind.
+        """
+        return Plan(self.profile, {**self.given, **check(given)}, self.notebooks)
+
+
+def make_plan(profile: str, folder: Path | None = None) -> Plan:
+    """Find the notebooks, and read the profile.
+
+    Args:
+        profile: a file in ``notebooks/profiles``, without its ``.yaml``.
+        folder: the notebooks' folder; the project's unless given.
+
+    Raises:
+        InputError: no notebooks or profile, an unknown setting or a value of the wrong kind.
+    """
+    folder = folder or find_root() / "notebooks"
+    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not notebooks:
+        raise InputError(f"{folder} has no notebooks named like 00_name.ipynb")
+    plan = Plan(profile, {}, notebooks)
+    _ = plan.values
+    return plan
+
+
+def chosen_notebooks(plan: Plan, only: Sequence[str]) -> list[str]:
+    """The stems that begin with one of some letters; all if there are none.
+
+    Raises:
+        InputError: nothing begins like that.
+    """
+    for name in only:
+        if not any(stem.startswith(name) for stem in plan.notebooks):
+            raise InputError(
+                f"no notebook starts with {name!r}: there are {', '.join(plan.notebooks)}"
+            )
+    return [stem for stem in plan.notebooks if stem.startswith(tuple(only) or "")]

