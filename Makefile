@@ -1,13 +1,13 @@
 # `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT, ARGS, JOBS.
-PYTHON ?= python3
+# What makes the environment; empty: python3.12, python3.11 or python3, else a Python 3.12 of uv's.
+PYTHON ?=
 PROFILE ?= toy
 ARGS ?=
 # Processes that share the tests.
 JOBS ?= 2
 
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+BIN := .venv/bin
+READY := .venv/.ready
 # The kernel of this environment comes before a python3 kernel in the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
@@ -15,10 +15,10 @@ unexport JUPYTER_PATH
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test long lab bench notebooks lint
+.PHONY: help run test long lab bench gpu notebooks lint
 
 help:  ## list the targets
-	@echo 'Targets, with PYTHON=$(PYTHON) and PROFILE=$(PROFILE):'
+	@echo 'Targets, with PROFILE=$(PROFILE):'
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: $(READY)  ## execute the notebooks with a profile: make run PROFILE=photos VOC_ROOT=...
@@ -34,10 +34,13 @@ long: $(READY)  ## run the tests that take minutes: kills, Snakemake, the paper'
 	@$(SPREAD) -m long tests $(ARGS)
 
 lab: $(READY)  ## open JupyterLab at the notebooks
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab --allow-root notebooks
 
 bench: $(READY)  ## measure the library against its references
 	@$(BIN)/python tests/bench/bench.py $(ARGS)
+
+gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training steps on it
+	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
 	rm -rf runs/toy
@@ -54,11 +57,5 @@ lint: $(READY)  ## check style and mend what can be mended
 	@$(BIN)/ruff format .
 
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || \
-	  { echo "There is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name one with PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "Python 3.11 or 3.12 is needed, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name another one with PYTHON=..." >&2; exit 1; }
-	@echo 'Installing what constraints.txt pins into $(VENV); the first time takes some minutes.'
-	@test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@sh .ci/environment '$(PYTHON)'
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the words after ``python -m affinity_lib`` ask for.
 
     Returns:
-        0 if all is well; 1 if a notebook failed, the disk is full or ``verify`` found something;
-        2 for bad input; 130 after Ctrl-C.
+        0 if all is well; 1 if a notebook failed, the disk is full, ``verify`` or ``check`` found
+        something or ``predict`` could not read a photograph; 2 for bad input; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -56,14 +57,15 @@ def _run(options: argparse.Namespace) -> int:
     grid = {name: values for name, values in given.items() if len(values) > 1}
     if options.shard or options.until:
         return _part(options, plan, grid)
-    from affinity_lib.running import results, sweep  # they draw: not needed by a part
-    from affinity_lib.showing import report, tables
+    from affinity_lib.running import results, sweep
+    from affinity_lib.showing import report, sweeps, tables  # they draw: not needed by a part
 
     how = {"only": options.notebooks, "force": options.force}
     try:
         if grid:
-            table = sweep.execute_grid(plan, grid, options.run_dir, **how)
-            print(f"\n{table.read_text(encoding='utf-8')}\n{results.shown(table)}")
+            rows, folder = sweep.execute_grid(plan, grid, options.run_dir, **how)
+            table = sweeps.write_sweep(rows, list(grid), folder)
+            print(f"\n{table.read_text(encoding='utf-8')}\n{results.display_path(table)}")
             return 0
         run = runner.execute(plan, options.run_dir, **how)
     except StageFailed as error:
@@ -71,7 +73,9 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     tables.write_tables(run)
     page = report.write_report(run)
-    print(f"\n{results.summary(run)}\n\n{results.shown(page)}")
+    print(f"\n{results.summary(run)}\n")
+    where = results.display_path(page)
+    print(f"Next: make lab opens the lessons; the page of this run is {where}")
     return 0
 
 
@@ -94,6 +98,28 @@ def _part(options: argparse.Namespace, plan: Plan, grid: dict[str, list]) -> int
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from affinity_lib.running.manifest import find_run
+    from affinity_lib.showing import predict
+    from affinity_lib.training.precision import pick_device
+
+    network = Path(options.run)
+    if not network.is_file():
+        network = find_run(options.run) / predict.NETWORK
+    if not network.is_file():
+        raise InputError(f"{network} is missing: let the run end with notebook 6 first")
+    photographs = predict.find_photographs(options.images, options.out)
+    predictor = predict.Predictor(network, pick_device(options.device), options.crf)
+    faults = predict.predict_photographs(predictor, photographs, options.out)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    done = len(photographs) - len(faults)
+    print(
+        f"{done} of {len(photographs)} photographs: their masks and overlays are in {options.out}"
+    )
+    return 1 if faults else 0
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -125,6 +151,32 @@ def _compare(options: argparse.Namespace) -> None:
     print(results.compare(find_run(options.first), find_run(options.second)))
 
 
+def _check(options: argparse.Namespace) -> int:
+    from affinity_lib.data.faults import count_table, remarks
+    from affinity_lib.data.voc import VOCData
+    from affinity_lib.stages.prepare import find_faults
+
+    classes, splits = ",".join(options.classes), (options.train_split, "val")
+    data, faults, notes = None, [], []
+    try:
+        data = VOCData(options.root, classes)
+    except InputError as error:
+        faults.append(error)
+        if classes:  # which may be all that is wrong with it
+            with suppress(InputError):
+                data = VOCData(options.root)
+    if data is not None:
+        found = list(find_faults(data, *splits))
+        notes = [] if any(fault.stops for fault in found) else remarks(data, *splits)
+        faults += found
+        print(count_table(data, splits))
+    for kind, sentences in (("note", notes), ("fault", faults)):
+        for sentence in sentences:
+            print(f"{kind}: {sentence}")
+    print(f"{len(faults)} fault{'s' * (len(faults) != 1)}")
+    return 1 if faults else 0
+
+
 def _toy(options: argparse.Namespace) -> None:
     from affinity_lib.data.toy import make_toy
 
@@ -135,7 +187,7 @@ def _toy(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from affinity_lib.data.convert import convert
 
-    convert(options.images, options.csv, options.out)
+    convert(options.images, options.csv, options.out, options.val_fraction)
     print(f"The data set in VOC layout is in {options.out}")
 
 
@@ -176,6 +228,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--force", action="store_true", help="run again even if nothing has changed")
 
+    new = command("predict", _predict, "masks of new photographs from a run's trained network")
+    new.add_argument("run", help="a folder, a name in runs/, or the file of a network")
+    new.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="a photograph, or a folder of some"
+    )
+    new.add_argument("--out", type=Path, required=True, help="folder of the masks and overlays")
+    new.add_argument("--crf", action="store_true", help="refine masks with the run's dCRF")
+    new.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+
     page = command("report", _report, "write a run's index.html again")
     page.add_argument("run", help="a folder, or a name in runs/")
 
@@ -189,12 +250,28 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("first", help="a folder, or a name in runs/")
     pair.add_argument("second", help="another one")
 
+    look = command("check", _check, "read a data set in VOC layout and list all that is wrong")
+    look.add_argument("root", help="the folder that holds JPEGImages")
+    look.add_argument(
+        "--classes", nargs="+", default=[], metavar="NAME", help="those to use, if not all"
+    )
+    look.add_argument("--train-split", default="train", metavar="LIST", help="if not train")
+
     toy = command("toy", _toy, "draw the toy data set")
     toy.add_argument("out", type=Path, help="a folder to be made")
 
     own = command("convert", _convert, "bring your own images and tags into VOC layout")
     own.add_argument("images", type=Path, help="folder of the images")
-    own.add_argument("csv", type=Path, help="table with the columns file and tags")
+    own.add_argument(
+        "csv", type=Path, help="table with columns file and tags, or a 0/1 column a class"
+    )
+    own.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="part of the images for the val split, from 0 to below 1 (0.1)",
+    )
     own.add_argument("out", type=Path, help="a folder to be made")
     return parser
 

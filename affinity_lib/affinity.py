@@ -99,7 +99,9 @@ def affinities(features: Tensor, offsets: Tensor, reduction: str = "sum") -> Ten
         raise InputError(f'reduction must be "sum" or "mean" (Eq. 3), got {reduction!r}')
     scale = 1.0 if reduction == "sum" else 1.0 / features.shape[1]
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    return _Affinities.apply(features, offsets, scale)
+    size = features.shape[2:]
+    inside = pairs_inside(offsets, *size).to(features.device)
+    return _Affinities.apply(features, inside, flat_shifts(offsets, *size), scale)
 
 
 def pairs_inside(offsets: Tensor, height: int, width: int, border: int = 0) -> Tensor:
@@ -206,13 +208,20 @@ def affinity_loss(
             f"affinity and pairs must have one shape (B, K, H, W), got {tuple(affinity.shape)} and "
             f"{tuple(pairs.background.shape)}; use the same offsets and map size for both"
         )
-    background = -(affinity[pairs.background] + eps).log()
-    foreground = -(affinity[pairs.foreground] + eps).log()
-    distinct = 1.0 - affinity[pairs.negative]
-    negative = -(distinct.clamp(min=torch.finfo(distinct.dtype).eps) + eps).log()
-    parts = tuple(part.sum() / max(part.numel(), 1) for part in (background, foreground, negative))
+    distinct = (1.0 - affinity).clamp(min=torch.finfo(affinity.dtype).eps)
+    likelihoods = (affinity, affinity, distinct)
+    parts = tuple(_cross_entropy(*one, eps) for one in zip(likelihoods, pairs, strict=True))
     total = sum(weight * part for weight, part in zip(weights, parts, strict=True))
     return AffinityLoss(total, *parts)
+
+
+def _cross_entropy(likelihood: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """Mean of -log over the pairs in a mask, 0 if it has none.
+
+    Selecting the pairs would make a GPU wait until it knows how many there are.
+    """
+    losses = -(likelihood.where(mask, 1) + eps).log()
+    return losses.where(mask, 0).sum() / mask.sum().clamp(min=1)
 
 
 def pair_slices(dy: int, dx: int, height: int, width: int) -> tuple[tuple, tuple]:
@@ -280,25 +289,25 @@ class _Affinities(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, offsets: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx, features: Tensor, inside: Tensor, shifts: list[tuple[int, int]], scale: float
+    ) -> Tensor:
         maps = features.flatten(2)
-        inside = pairs_inside(offsets, *features.shape[2:]).to(features.device)
-        distance = maps.new_zeros(len(maps), len(offsets), maps.shape[2])
-        ctx.shifts = flat_shifts(offsets, *features.shape[2:])
+        distance = maps.new_zeros(len(maps), len(inside), maps.shape[2])
         for images, channels in _blocks(maps):
             block = maps[images, channels]
-            for k, shift in ctx.shifts:
+            for k, shift in shifts:
                 difference = block[..., :-shift] - block[..., shift:]
                 distance[images, k, :-shift] += difference.abs_().sum(1)
         distance = distance.mul_(scale).clamp_(max=_LARGEST_DISTANCE).unflatten(2, inside.shape[1:])
         affinity = distance.neg_().exp_().mul_(inside)
         ctx.save_for_backward(features, affinity)
-        ctx.scale = scale
+        ctx.shifts, ctx.scale = shifts, scale
         return affinity
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_affinity: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad_affinity: Tensor) -> tuple[Tensor, None, None, None]:
         features, affinity = ctx.saved_tensors
         maps = features.flatten(2)
         grad_distance = (grad_affinity * affinity).mul_(-ctx.scale).flatten(2)
@@ -310,7 +319,7 @@ class _Affinities(torch.autograd.Function):
                 step *= grad_distance[images, k, None, :-shift]
                 grad_block[..., :-shift] += step
                 grad_block[..., shift:] -= step
-        return grad.view_as(features), None, None
+        return grad.view_as(features), None, None, None
 
 
 def _blocks(maps: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -22,7 +22,7 @@ class CAMNet(nn.Module):
         head: ``"conv"``, the paper's 3x3 convolution of ``width`` channels before the pooling, or
             ``"linear"``, the released code's dropout and pooling of the backbone's own features.
         width: channels of the 3x3 convolution.
-        root: take the square root of the positive class evidence, as the released code does with
+        sqrt: take the square root of the positive class evidence, as the released code does with
             VGG16.
 
     >>> from affinity_lib.backbones import build_backbone
@@ -37,10 +37,10 @@ class CAMNet(nn.Module):
         num_classes: int,
         head: str = "conv",
         width: int = 512,
-        root: bool = False,
+        sqrt: bool = False,
     ):
         super().__init__()
-        self.backbone, self.root = backbone, root
+        self.backbone, self.sqrt = backbone, sqrt
         if head == "conv":
             self.neck = nn.Sequential(
                 nn.Conv2d(backbone.top_channels, width, 3, padding=1), nn.ReLU()
@@ -70,7 +70,7 @@ class CAMNet(nn.Module):
     def evidence(self, levels: Sequence[Tensor]) -> Tensor:
         """What is positive of ``activation``, or its square root, (B, C, h, w)."""
         positive = self.activation(levels).relu()
-        return positive.sqrt() if self.root else positive
+        return positive.sqrt() if self.sqrt else positive
 
 
 def classification_loss(logits: Tensor, tags: Tensor) -> Tensor:

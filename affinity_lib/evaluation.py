@@ -18,6 +18,17 @@ from affinity_lib.errors import InputError
 VOID = 255
 """The label of pixels that count for nobody: object borders in VOC, neutral areas in ours."""
 
+PAPER_TABLE1 = {
+    "cam": ("CAM", 48.0),
+    "cam_crf": ("CAM + dCRF", None),
+    "rw": ("CAM + RW", 58.1),
+    "rw_crf": ("CAM + RW + dCRF", 59.7),
+}
+"""Rows of the paper's Table 1: key in ``results.json`` -> (name, train mIoU or None)."""
+
+PAPER_NETWORKS = {"resnet38": ("Ours-ResNet38", 61.7, 63.7), "vgg16": ("Ours-DeepLab", 58.4, 60.5)}
+"""The paper's own rows of Tables 2 to 4: backbone -> (name, val mIoU, test mIoU)."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -29,11 +40,12 @@ class Evaluation:
             too) that occurs in the truth or in the predictions.
         pixel_accuracy: pixels with the right label, in percent of those that are not void.
         split: the split the images are from.
-        num_images: how many there are.
+        num_images: how many were evaluated.
         uses_tags: whether the predictions knew the images' tags.
         chosen_with: settings that were chosen by looking at masks, and the split of those masks,
             e.g. ``{"alpha": "train"}``; empty if there are none.
         crf: whether dCRF refined the predictions.
+        without_mask: how many more images the split has, which could not be evaluated.
     """
 
     miou: float
@@ -44,6 +56,7 @@ class Evaluation:
     uses_tags: bool
     chosen_with: dict[str, str] = field(default_factory=dict)
     crf: bool = False
+    without_mask: int = 0
 
     @classmethod
     def from_confusion(
@@ -56,6 +69,7 @@ class Evaluation:
         uses_tags: bool,
         chosen_with: Mapping[str, str] | None = None,
         crf: bool = False,
+        without_mask: int = 0,
     ) -> Evaluation:
         """From a confusion matrix summed over images, e.g. one of many kept in a single pass.
 
@@ -96,6 +110,7 @@ class Evaluation:
             uses_tags=uses_tags,
             chosen_with=dict(chosen_with or {}),
             crf=crf,
+            without_mask=without_mask,
         )
 
     def statement(self) -> str:
@@ -104,8 +119,11 @@ class Evaluation:
         >>> Evaluation(48.0, {}, 80.0, "train", 400, True, {"alpha": "train"}).statement()
         'train split, 400 images, tags used, alpha chosen with these masks, no dCRF'
         """
+        total = self.num_images + self.without_mask
         if math.isnan(self.miou):
-            return f"{self.split} split, not evaluated: there are no masks"
+            return (
+                f"{self.split} split, not evaluated: there are no {'masks' if total else 'images'}"
+            )
         by_split: dict[str, list[str]] = {}
         for setting, split in self.chosen_with.items():
             by_split.setdefault(split, []).append(setting)
@@ -116,7 +134,9 @@ class Evaluation:
         ]
         parts = [
             f"{self.split} split",
-            f"{self.num_images} image{'s' * (self.num_images != 1)}",
+            f"{self.num_images} of " * bool(self.without_mask)
+            + f"{total} image{'s' * (total != 1)}"
+            + " (the others have no mask)" * bool(self.without_mask),
             "tags used" if self.uses_tags else "no tags used",
             *(chosen or ["nothing chosen with masks"]),
             "dCRF" if self.crf else "no dCRF",
@@ -178,6 +198,19 @@ def iou(matrix: np.ndarray) -> np.ndarray:
     both = np.diag(matrix)
     either = matrix.sum(0) + matrix.sum(1) - both
     return np.divide(100.0 * both, either, out=np.full(len(both), np.nan), where=either > 0)
+
+
+def image_miou(truth: np.ndarray, labels: np.ndarray, num_labels: int) -> float:
+    """Mean IoU over the labels that occur in one image, in percent; 0 where all of it is void.
+
+    Args:
+        truth, labels, num_labels: see :func:`confusion`.
+
+    >>> image_miou(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]), 3).__round__(1)
+    58.3
+    """
+    matrix = confusion(truth, labels, num_labels)
+    return float(np.nanmean(iou(matrix))) if matrix.any() else 0.0
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 from torch import Tensor
 
 from affinity_lib.affinity import PairLabels
@@ -19,7 +22,9 @@ from affinity_lib.evaluation import VOID
 SCORES = "cividis"  # readable with any colour vision and in grey
 NEUTRAL = (0.80, 0.80, 0.80)
 PAIRS = ListedColormap(["#d9d9d9", "#56b4e9", "#0072b2", "#e69f00"])  # Okabe and Ito's palette
+OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 PAIR_NAMES = ("left out", "background pair", "foreground pair", "negative pair")
+_READABLE = 320  # pixels that a picture needs to be written in
 plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10})
 
 
@@ -84,6 +89,101 @@ def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np
     """Scores (H, W) in [0, 1] laid over an image (H, W, 3) uint8."""
     heat = plt.get_cmap(SCORES)(np.clip(np.asarray(scores), 0, 1))[..., :3] * 255
     return np.round(image * (1 - strength) + heat * strength).astype(np.uint8)
+
+
+def class_colors(count: int) -> np.ndarray:
+    """Colours of background and classes 1..count that stay apart for colour-blind eyes.
+
+    Okabe and Ito's seven, then their tints and shades; beyond 21 they repeat.
+
+    Returns:
+        (1 + count, 3) uint8; the background is grey.
+    """
+    plain = np.array([to_rgb(color) for color in OKABE_ITO]) * 255
+    table = np.concatenate([plain, 0.45 * plain + 0.55 * 255, 0.55 * plain])
+    table = np.tile(table, (count // len(table) + 1, 1))[:count]
+    return np.round(np.concatenate([[[110, 110, 110]], table])).astype(np.uint8)
+
+
+def labelled(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Labels over a dimmed photograph, with a light contour and the name in the largest area.
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W), 0..C; others, such as void, are left dim.
+        names: of the classes 1..C.
+
+    Returns:
+        (H, W, 3) uint8, or a whole multiple of that size where the photograph is too small to
+        write in.
+
+    >>> labelled(np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8), ["cat"]).shape
+    (240, 320, 3)
+    """
+    factor = -(-_READABLE // max(labels.shape))
+    if factor > 1:
+        size = (factor * labels.shape[1], factor * labels.shape[0])
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        labels = labels.repeat(factor, 0).repeat(factor, 1)
+    colors = class_colors(len(names))
+    known = (labels > 0) & (labels <= len(names))
+    gray = Image.fromarray(image).convert("L").convert("RGB")
+    dim = Image.blend(gray, Image.new("RGB", gray.size, "gray"), 0.45)
+    flat = Image.fromarray(colors[np.where(known, labels, 0)])
+    picture = Image.composite(Image.blend(gray, flat, 0.65), dim, Image.fromarray(known))
+    width = max(max(labels.shape) // 400, 1)
+    picture.paste("white", mask=Image.fromarray(_edges(labels, width)))
+    draw, font = ImageDraw.Draw(picture), _font(picture.size)
+    for number in np.unique(labels[known]):
+        (x, y), radius = _inside(labels == number)
+        name = names[number - 1]
+        half = draw.textlength(name, font) / 2
+        if radius < 0.6 * font.size:  # the legend names it
+            continue
+        x = min(max(x, half + 2), picture.width - half - 2)
+        draw.text(
+            (x, y), name, "white", font, "mm", stroke_width=font.size // 8, stroke_fill="black"
+        )
+    return np.array(picture)
+
+
+def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A picture from :func:`labelled` with the names of the classes in it on a white strip below.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        labels: 0..C, of any shape.
+        names: of the classes 1..C.
+
+    Returns:
+        (H + h, W, 3) uint8, or wider where a name needs it.
+    """
+    colors, font = class_colors(len(names)), _font(picture.shape[1::-1])
+    present = [k for k in np.unique(labels) if 0 < k <= len(names)]
+    entries = [(names[k - 1], colors[k]) for k in present] or [("no class found", None)]
+    line = round(1.6 * font.size)
+    places, x, y = [], 0, 0
+    for name, color in entries:
+        box = 0 if color is None else round(1.3 * font.size)
+        width = box + int(font.getlength(name)) + font.size
+        if x and x + width > picture.shape[1] - font.size:
+            x, y = 0, y + line
+        places.append((x + font.size // 2, y, box, name, color))
+        x += width
+    height, width = picture.shape[:2]
+    wide = max(x + box + int(font.getlength(name)) for x, _, box, name, _ in places)
+    size = (max(width, wide + font.size // 2), height + y + line + font.size // 2)
+    page = Image.new("RGB", size, "white")
+    page.paste(Image.fromarray(picture), ((page.width - width) // 2, 0))
+    draw = ImageDraw.Draw(page)
+    for x, y, box, name, color in places:
+        middle = height + y + font.size // 4 + line // 2
+        if color is not None:
+            side = font.size // 2
+            swatch = (x, middle - side, x + 2 * side, middle + side)
+            draw.rectangle(swatch, tuple(color), outline="black")
+        draw.text((x + box, middle), name, "black", font, "lm")
+    return np.array(page)
 
 
 def curve(history: Sequence[float], title: str) -> Figure:
@@ -203,21 +303,46 @@ def pipeline() -> Figure:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A markdown table; floats get one decimal.
+    """A markdown table; floats get one decimal, None stays empty.
 
-    >>> print(markdown_table(["method", "mIoU"], [["CAM", 48.04]]))
+    >>> print(markdown_table(["method", "mIoU"], [["CAM", 48.04], ["CAM + dCRF", None]]))
     | method | mIoU |
     |---|---|
     | CAM | 48.0 |
+    | CAM + dCRF |  |
     """
 
     def cell(value) -> str:
+        if value is None:
+            return ""
         return f"{value:.1f}" if isinstance(value, float) else str(value)
 
     lines = [list(header), ["---"] * len(header), *rows]
     text = ["| " + " | ".join(cell(v) for v in line) + " |" for line in lines]
     text[1] = text[1].replace(" ", "")
     return "\n".join(text)
+
+
+def _edges(labels: np.ndarray, width: int) -> np.ndarray:
+    """The pixels whose right or lower neighbour has another label, ``width`` pixels wide."""
+    edges = np.zeros(labels.shape, bool)
+    edges[:, :-1] |= labels[:, 1:] != labels[:, :-1]
+    edges[:-1] |= labels[1:] != labels[:-1]
+    return ndimage.maximum_filter(edges, width)
+
+
+def _inside(area: np.ndarray) -> tuple[tuple[float, float], float]:
+    """The point (x, y) of an area that is farthest from its border, and how far; on a coarse grid."""
+    step = -(-max(area.shape) // 256)
+    depth = ndimage.distance_transform_edt(np.pad(area[::step, ::step], 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return (float(x * step), float(y * step)), float(depth.max() * step)
+
+
+def _font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+    """Matplotlib's font, as large as a picture of this size (W, H) needs it."""
+    file = font_manager.findfont("DejaVu Sans")
+    return ImageFont.truetype(file, max(round(max(size) / 32), 14))
 
 
 def _draw(axis: Axes, panel: np.ndarray, colors: np.ndarray | None) -> set[int]:

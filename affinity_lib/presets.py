@@ -24,7 +24,7 @@ class Preset:
         affinity_gain: of Xavier's initialisation of the fourth convolution; 0 takes He's there,
             as for the other three.
         cam_head: ``"conv"`` (3x3 convolution of 512, GAP, FC) or ``"linear"`` (dropout, GAP, FC).
-        cam_root: whether CAMs are square roots of the positive class evidence.
+        cam_sqrt: whether CAMs are square roots of the positive class evidence.
         cam_eps: added to the maximum by which a CAM is divided (Eq. 1).
         cam_backbone, affinity_backbone: options of ``build_backbone`` for these two networks; the
             segmentation network's backbone has none.
@@ -49,7 +49,7 @@ class Preset:
     affinity_activation: str
     affinity_gain: float
     cam_head: str
-    cam_root: bool
+    cam_sqrt: bool
     cam_eps: float
     optimizer: str
     weight_decay: float
@@ -73,7 +73,7 @@ PRESETS = {
         affinity_activation="relu",
         affinity_gain=0,
         cam_head="conv",
-        cam_root=False,
+        cam_sqrt=False,
         cam_eps=0,
         optimizer="adam",
         weight_decay=0,
@@ -93,7 +93,7 @@ PRESETS = {
         affinity_activation="elu",
         affinity_gain=4,
         cam_head="linear",
-        cam_root=False,
+        cam_sqrt=False,
         cam_eps=1e-5,
         optimizer="sgd",
         weight_decay=5e-4,
@@ -109,7 +109,7 @@ PRESETS = {
 
 _OF_A_BACKBONE: dict[tuple[str, str], dict[str, Any]] = {
     ("released", "vgg16"): {
-        "cam_root": True,
+        "cam_sqrt": True,
         "affinity_norm": (8, 16, 32, 0),
         "cam_backbone": {"fc6_dilation": 1, "pool5": False},
         "affinity_backbone": {"fc6_dilation": 4, "pool5": False},
@@ -123,17 +123,19 @@ def preset(name: str, backbone: str = "", **chosen: Any) -> Preset:
     Args:
         name: "paper" or "released".
         backbone: its name, as some of the released choices are for VGG16 alone.
-        chosen: fields with a value of their own; None, "" and -1 leave the preset's.
+        chosen: fields with a value of their own; None leaves the preset's.
 
     Raises:
         InputError: no preset has that name.
 
     >>> preset("paper").distance, preset("paper", distance="mean", momentum=None).distance
     ('sum', 'mean')
-    >>> [preset("released", name).cam_root for name in ("resnet38", "vgg16")]
+    >>> preset("released", "vgg16", cam_sqrt=False).cam_sqrt
+    False
+    >>> [preset("released", name).cam_sqrt for name in ("resnet38", "vgg16")]
     [False, True]
     """
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    values = {key: value for key, value in chosen.items() if value not in (None, "", -1)}
+    values = {key: value for key, value in chosen.items() if value is not None}
     return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}) | values)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -67,6 +67,11 @@ def random_walk(
     if not 0 < eps < 1:
         raise InputError(f"eps must be between 0 and 1, got {eps}")
     _check(affinity, offsets, beta)
+    if cams.device != affinity.device:
+        raise InputError(
+            f"cams are on {cams.device} and affinity is on {affinity.device}: move the cams there, "
+            "as in cams.to(affinity.device)"
+        )
     sizes = [(tensor.ndim, tensor.shape[:-3], tensor.shape[-2:]) for tensor in (cams, affinity)]
     if sizes[0] != sizes[1] or not cams.is_floating_point():
         raise InputError(
@@ -159,8 +164,9 @@ def _check(affinity: Tensor, offsets: Tensor, beta: float) -> None:
 
 
 def _working_type(cams: Tensor, affinity: Tensor) -> torch.dtype:
-    """float64 on the CPU: in float32 the rows of T miss one by 3e-8, 256 times in one direction."""
-    if cams.device.type == "cpu":
+    """float64, as in float32 the rows of T miss one by 3e-8, 256 times in one direction; but not on
+    Apple's GPUs, which have none."""
+    if cams.device.type != "mps":
         return torch.float64
     return torch.promote_types(torch.promote_types(cams.dtype, affinity.dtype), torch.float32)
 
@@ -194,16 +200,50 @@ def _powers(
 
 
 def _multiplier(weights: Tensor, scale: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
-    """The function that multiplies maps (K, N) with S: by rows where MKL is there, else by shifts.
+    """The function that multiplies maps (K, N) with S, in the way that suits where they are.
 
-    Rows read the matrix once for all maps and keep their pace when it outgrows the cache. Shifted
-    views run on any device.
+    A CPU reads the matrix once for all maps and keeps its pace when that outgrows the cache, if MKL
+    is there. On a GPU the maps are so small that the number of kernels decides: one for all rows,
+    not two a shift. ``make bench`` and ``make gpu`` measure it.
     """
-    if scale.device.type == "cpu" and torch.backends.mkl.is_available():
-        matrix = _rows(weights, scale, shifts)
-        return lambda maps: (matrix @ maps.T).T
-    edges = list(_edges(weights, scale, shifts))
-    return partial(_shifted_product, edges, scale**2, shifts)
+    if scale.device.type != "cpu":
+        return _by_bags(weights, scale, shifts)
+    by = _by_rows if torch.backends.mkl.is_available() else _by_shifts
+    return by(weights, scale, shifts)
+
+
+def _by_rows(weights: Tensor, scale: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
+    """A product of a sparse matrix (CSR)."""
+    count = scale.numel()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its sparse tensors beta, once a process
+        matrix = torch.sparse_csr_tensor(*_rows(weights, scale, shifts), (count, count))
+    return lambda maps: (matrix @ maps.T).T
+
+
+def _by_bags(weights: Tensor, scale: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
+    """A weighted sum of pixels a row, in one kernel and without a copy of the neighbours."""
+    starts, places, values = _rows(weights, scale, shifts)
+
+    def multiply(maps: Tensor) -> Tensor:
+        pixels = maps.T.contiguous()
+        return F.embedding_bag(places, pixels, starts[:-1], per_sample_weights=values, mode="sum").T
+
+    return multiply
+
+
+def _by_shifts(weights: Tensor, scale: Tensor, shifts: list[int]) -> Callable[[Tensor], Tensor]:
+    """Two products with shifted views of the maps a shift."""
+    edges, stay = list(_edges(weights, scale, shifts)), scale**2
+
+    def multiply(maps: Tensor) -> Tensor:
+        total = maps * stay
+        for edge, shift in zip(edges, shifts, strict=True):
+            total[:, :-shift].addcmul_(maps[:, shift:], edge)
+            total[:, shift:].addcmul_(maps[:, :-shift], edge)
+        return total
+
+    return multiply
 
 
 def _edges(weights: Tensor, scale: Tensor, shifts: list[int]) -> Iterator[Tensor]:
@@ -212,8 +252,9 @@ def _edges(weights: Tensor, scale: Tensor, shifts: list[int]) -> Iterator[Tensor
         yield weight[:-shift] * scale[:-shift] * scale[shift:]
 
 
-def _rows(weights: Tensor, scale: Tensor, shifts: list[int]) -> Tensor:
-    """S as a sparse matrix (CSR) whose rows have one place for each diagonal.
+def _rows(weights: Tensor, scale: Tensor, shifts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """S by rows that have one place for each diagonal: where they start, the places' columns and
+    their values, as in compressed sparse rows.
 
     Places outside of the matrix hold a zero in its first or last column.
     """
@@ -224,20 +265,10 @@ def _rows(weights: Tensor, scale: Tensor, shifts: list[int]) -> Tensor:
     for edge, shift in zip(_edges(weights, scale, shifts), shifts, strict=True):
         values[:-shift, distances.index(shift)] += edge  # narrow maps have equal shifts
         values[shift:, distances.index(-shift)] += edge
-    columns = torch.arange(count, dtype=torch.int32)[:, None] + torch.tensor(distances).int()
-    starts = torch.arange(0, values.numel() + 1, len(distances), dtype=torch.int32)
-    places = columns.clamp_(0, count - 1).flatten()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its sparse tensors beta, once a process
-        return torch.sparse_csr_tensor(starts, places, values.flatten(), (count, count))
-
-
-def _shifted_product(edges: list[Tensor], stay: Tensor, shifts: list[int], maps: Tensor) -> Tensor:
-    total = maps * stay
-    for edge, shift in zip(edges, shifts, strict=True):
-        total[:, :-shift].addcmul_(maps[:, shift:], edge)
-        total[:, shift:].addcmul_(maps[:, :-shift], edge)
-    return total
+    whole = {"dtype": torch.int32, "device": scale.device}
+    columns = torch.arange(count, **whole)[:, None] + torch.tensor(distances, **whole)
+    starts = torch.arange(0, values.numel() + 1, len(distances), **whole)
+    return starts, columns.clamp_(0, count - 1).flatten(), values.flatten()
 
 
 class _Polynomial(torch.autograd.Function):

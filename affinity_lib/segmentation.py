@@ -75,8 +75,8 @@ def label_probabilities(
     """Label probabilities of one image, averaged over scales and mirror images.
 
     Args:
-        net: in ``eval`` mode.
-        image: (1, 3, H, W), normalised, on the network's device.
+        net: in ``eval`` mode; a copy in bfloat16 gets views in bfloat16.
+        image: (1, 3, H, W), normalised, float32, on the network's device.
         size: height and width of the result, those of the original image.
         scales: factors on the image's sides.
         flip: also look at the mirror image.
@@ -88,10 +88,10 @@ def label_probabilities(
         InputError: no scale, or one that is not above 0.
     """
     check_scales(scales)
-    logits = []
+    precision, logits = next(net.parameters()).dtype, []
     for scale in scales:
         sides = [max(round(side * scale), 1) for side in image.shape[-2:]]
-        view = F.interpolate(image, sides, mode="bilinear", align_corners=False)
+        view = F.interpolate(image, sides, mode="bilinear", align_corners=False).to(precision)
         logits.append(net(view))
         if flip:
             logits.append(net(view.flip(-1)).flip(-1))
@@ -110,6 +110,6 @@ def probabilities(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """
     total = 0
     for each in logits:
-        each = F.interpolate(each, size, mode="bilinear", align_corners=False)
+        each = F.interpolate(each.float(), size, mode="bilinear", align_corners=False)
         total = total + each.softmax(dim=1)[0]
     return total / len(logits)

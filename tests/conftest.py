@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 from tiny import TINY
 
 from affinity_lib.running import runner
+from affinity_lib.running.locks import locked
 from affinity_lib.running.plan import Plan, make_plan
 
 sys.path.append(str(Path(__file__).parent / "bench"))
@@ -18,7 +20,14 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 torch.set_num_threads(1)
 
-LONG = ("test_kill", "test_snakemake", "test_voc12_chain")
+LONG = (
+    "test_fuzz",
+    "test_jupyter",
+    "test_kill",
+    "test_snakemake",
+    "test_steps",
+    "test_voc12_chain",
+)
 """Files that take minutes: their tests are marked so, for ``make long``."""
 
 FIRST = (*LONG, "test_chain", "test_distributed", "test_photos")
@@ -28,11 +37,16 @@ FIRST = (*LONG, "test_chain", "test_distributed", "test_photos")
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> tuple[Path, Plan]:
     """A run of all notebooks at a tiny size that nothing has disturbed, and its plan."""
-    folder = tmp_path_factory.mktemp("chain")
+    base = tmp_path_factory.getbasetemp()
+    # the processes that share the tests share the run, too: the first one makes it
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "chain"
     plan = make_plan("toy").with_settings(TINY | {"data_root": str(folder / "data")})
-    with pytest.MonkeyPatch.context() as patch:
+    with locked(folder / ".lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        return runner.execute(plan, folder / "run"), plan
+        if not (folder / "made").exists():
+            runner.execute(plan, folder / "run")
+            (folder / "made").touch()
+    return folder / "run", plan
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,7 +42,7 @@ png = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 4, 8
 png += chunk(b"IDAT", zlib.compress(bytes(4 * 9))) + chunk(b"IEND", b"")
 display(Image(png))
 """
-COMMON = 'profile: str = "tiny"\nrun_dir: str = ""\nseed: int | None = None\n'
+COMMON = 'profile: str = "tiny"\nrun_dir: str = ""\nseed: int = None\n'
 
 
 def make_project(root: Path) -> Path:
@@ -50,10 +50,12 @@ def make_project(root: Path) -> Path:
     folder = root / "notebooks"
     (folder / "profiles").mkdir(parents=True)
     (root / "pyproject.toml").touch()
-    settings = "profile: tiny\nbeta: 8\nalphas: [1, 4]\nimage_size: 4\ndata_root: data\n"
+    settings = (
+        "profile: tiny\ndataset: toy\nbeta: 8\nalphas: [1, 4]\nimage_size: 4\ndata_root: data\n"
+    )
     (folder / "profiles" / "tiny.yaml").write_text(settings)
-    write_notebook(folder / "00_draw.ipynb", "image_size: int | None = None\n", [DRAW])
-    beta = "beta: float | None = None  # Eq. 11, exponent\n"
+    write_notebook(folder / "00_draw.ipynb", "image_size: int = None\n", [DRAW])
+    beta = "beta: float = None  # Eq. 11, exponent\n"
     write_notebook(folder / "01_walk.ipynb", beta, [WALK, FIGURE], figure=1)
     write_notebook(folder / "02_learn.ipynb", beta, [LEARN])
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from scenes import draw_scenes
 
 from affinity_lib.affinity_labels import confident_labels, to_grid
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.files import save_scores
+from affinity_lib.data.files import load_scores, save_scores
+from affinity_lib.data.layout import write_tags
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 from affinity_lib.stages.affinity_labels import SoftLabels, write_confident_labels
+from affinity_lib.stages.segmentation_labels import write_segmentation_labels
 
 CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
 ALPHAS = st.lists(st.floats(1, 64), min_size=3, max_size=3).map(sorted)
@@ -90,6 +93,20 @@ def test_an_image_of_a_few_pixels_has_labels_too(size):
     assert labels.shape == size and (labels == 4).all()
 
 
+def test_the_exponents_are_the_papers_unless_others_are_given(data, cams, tmp_path):
+    every = torch.linspace(0, 1, 4001)[None, None]
+    image = np.zeros((1, 4001, 3), np.uint8)
+    papers = confident_labels(image, every, [1], alpha_strong=4, alpha_weak=24)
+    assert (confident_labels(image, every, [1]) == papers).all()
+    ids = data.ids("train")[:1]
+    write_confident_labels(data, ids, cams, tmp_path / "default", workers=1)
+    write_confident_labels(data, ids, cams, tmp_path / "papers", 4, 24, workers=1)
+    one, other = (data.read_labels(tmp_path / n / f"{ids[0]}.png") for n in ("default", "papers"))
+    assert (one == other).all()
+    given = inspect.signature(write_confident_labels).parameters
+    assert (given["alpha_strong"].default, given["alpha_weak"].default) == (4, 24)
+
+
 def test_alpha_weak_below_alpha_strong_is_refused():
     with pytest.raises(InputError, match="alpha_weak .* must be >= alpha_strong: got 4 < 24"):
         labels_of(np.zeros((1, 2, 2), np.float32), (24, 4), [1])
@@ -118,6 +135,16 @@ def test_every_image_gets_labels_of_its_own_size(data, cams, tmp_path, scale):
         assert set(np.unique(labels)) <= {0, *data.tags(image_id), VOID}
 
 
+def test_images_without_a_tag_get_no_labels(data, cams, tmp_path):
+    ids, none = data.ids("train"), data.ids("train")[0]
+    write_tags(data.root / "Annotations" / f"{none}.xml", [], (48, 48))
+    data = VOCData(data.root)
+    write_confident_labels(data, ids, cams, tmp_path / "out", workers=1)
+    write_segmentation_labels(data, ids, cams, tmp_path / "final", 8, workers=1)
+    for folder in ("out", "final"):
+        assert {path.stem for path in (tmp_path / folder).iterdir()} == {*ids} - {none}
+
+
 def test_labels_that_are_there_are_not_made_again(data, cams, tmp_path):
     ids, out = data.ids("train"), tmp_path / "out"
     write_confident_labels(data, ids[:1], cams, out, workers=1)
@@ -136,7 +163,8 @@ def test_the_scores_of_both_dcrfs_are_kept_beside_the_labels_that_follow_from_th
     soft = SoftLabels(data, out / "soft", stride=1)
     for image_id in ids:
         maps = torch.from_numpy(soft.maps(image_id))
-        assert len(maps) == 2 * (1 + len(data.tags(image_id)))
+        stored, _ = load_scores(out / "soft" / f"{image_id}.npz")
+        assert stored.tolist() == [0, *data.tags(image_id)] * 2 and len(maps) == len(stored)
         labels = soft.pool(image_id, maps).numpy()
         assert (
             labels == data.read_labels(out / f"{image_id}.png")

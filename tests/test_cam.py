@@ -30,7 +30,7 @@ from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.random_walk import random_walk
-from affinity_lib.stages import cams as cams_of_images
+from affinity_lib.stages import cams as stage
 from affinity_lib.stages.cams import infer_cams
 from affinity_lib.training.inputs import Inputs
 from affinity_lib.training.precision import has_bfloat16
@@ -60,8 +60,15 @@ def test_the_logits_are_the_means_of_the_activation_maps(head):
     torch.testing.assert_close(net.from_levels(levels), net(images))
 
 
+def test_the_head_has_the_papers_convolution_of_512_channels():
+    with torch.device("meta"):
+        net = CAMNet(build_backbone("resnet38"), num_classes=20)
+    assert net.neck[0].weight.shape == (512, 4096, 3, 3)
+    assert net.classifier.weight.shape == (20, 512)
+
+
 def test_the_root_of_the_evidence_squared_is_its_positive_part():
-    net = CAMNet(build_backbone("small"), num_classes=3, width=16, root=True).eval()
+    net = CAMNet(build_backbone("small"), num_classes=3, width=16, sqrt=True).eval()
     levels = net.backbone.levels(torch.randn(1, 3, 40, 56))
     torch.testing.assert_close(net.evidence(levels) ** 2, net.activation(levels).relu())
 
@@ -118,6 +125,18 @@ def test_scales_add_up_on_the_grid_of_scale_one(net):
     together = multi_scale_activation(net, image, (0.5, 1, 2), flip=False)
     assert together.shape == (1, 3, 5, 7)
     torch.testing.assert_close(together, sum(apart))
+
+
+def test_each_view_has_the_images_sides_times_its_scale(net, monkeypatch):
+    seen, levels = [], net.backbone.levels
+
+    def noted(views):
+        seen.append((len(views), *views.shape[-2:]))
+        return levels(views)
+
+    monkeypatch.setattr(net.backbone, "levels", noted)
+    multi_scale_activation(net, torch.randn(1, 3, 40, 56), (0.5, 1.0, 1.6), flip=True)
+    assert seen == [(2, 20, 28), (2, 40, 56), (2, 64, 90)]
 
 
 def test_one_scale_without_flip_is_the_positive_class_evidence(net):
@@ -213,7 +232,7 @@ def test_cams_do_not_depend_on_the_images_beside_them(net, tmp_path, monkeypatch
     inputs = Inputs(data, net.backbone)
     monkeypatch.setattr(cam, "_PIXELS", pixels)
     monkeypatch.setattr(
-        cams_of_images, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
+        stage, "save_scores", lambda path, tags, cams: found.update({path.stem: cams})
     )
     found: dict[str, torch.Tensor] = {}
     infer_cams(net, inputs, list(images), tmp_path, scales=(0.5, 1, 1.5))
@@ -286,13 +305,12 @@ def test_alpha_below_1_is_refused(alpha):
         background(torch.zeros(1, 2, 2), alpha)
 
 
-def test_an_image_without_a_tag_is_refused_by_its_name_and_leaves_nothing(net, tmp_path):
+def test_images_without_a_tag_get_no_cam(net, tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
     write_data(tmp_path / "data", {"a": pixels, "b": pixels}, {"a": ("ball",), "b": ("box",)})
     data = VOCData(tmp_path / "data", classes=["box"])
-    with pytest.raises(InputError, match="image a has no tag, so no CAM"):
-        infer_cams(net, Inputs(data, net.backbone), ["a"], tmp_path / "cams")
-    assert list((tmp_path / "cams").iterdir()) == []
+    infer_cams(net, Inputs(data, net.backbone), ["a", "b"], tmp_path / "cams")
+    assert [path.name for path in (tmp_path / "cams").iterdir()] == ["b.npz"]
 
 
 def test_no_tag_no_cam():

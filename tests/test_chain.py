@@ -68,7 +68,13 @@ def test_the_page_of_the_run_stands_alone(run):
     assert 'src="http' not in text
 
 
-@pytest.mark.parametrize("stem", PER_IMAGE)
+@pytest.mark.parametrize(
+    "stem",
+    [
+        pytest.param(stem, marks=() if stem[:2] in ("01", "05") else pytest.mark.long)
+        for stem in PER_IMAGE
+    ],
+)
 def test_two_shards_of_a_stage_make_the_files_that_the_whole_makes(run, tmp_path, stem):
     whole, plan = run
     folder = tmp_path / "run"
@@ -80,12 +86,10 @@ def test_two_shards_of_a_stage_make_the_files_that_the_whole_makes(run, tmp_path
     save_manifest(folder, manifest)
     for shard in ("0/2", "1/2"):
         execute_part(plan, folder, only=stem, shard=shard)
-    made = {name: value for name, value in artifacts(folder, stem).items()}
-    assert made.items() <= artifacts(whole, stem).items()
-    assert {name.split("/")[1] for name in made} >= {PER_IMAGE[stem]}
-    assert sum(PER_IMAGE[stem] in name for name in made) == sum(
-        PER_IMAGE[stem] in name for name in artifacts(whole, stem)
-    )
+    made, expected = artifacts(folder, stem), artifacts(whole, stem)
+    assert {name: value for name, value in made.items() if expected[name] != value} == {}
+    mine = [name for name in expected if f"/{PER_IMAGE[stem]}/" in name]
+    assert len(mine) > 2 and set(mine) <= set(made)
 
 
 def test_own_photographs_of_any_size_run_without_a_mask(tmp_path):

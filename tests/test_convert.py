@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from affinity_lib.__main__ import main
 from affinity_lib.data.convert import convert
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
+from affinity_lib.stages.prepare import find_faults
 
 
 @pytest.fixture
@@ -35,15 +39,15 @@ def table(folder: Path, *rows: str, header: str = "file,tags") -> Path:
 ROWS = (
     "tom.jpg,cat;sofa",
     "clear.png,café",
-    "more/a photo.bmp,sofa cat cat",
-    'frame.gif,"cat, dog"',
+    "more/a photo.bmp,sofa;cat;cat",
+    "frame.gif,cat; dog",
 )
 
 
 def test_images_and_tags_become_a_data_set_that_passes_its_check(own: Path, tmp_path: Path):
     out = convert(own, table(own, *ROWS), tmp_path / "voc", val_fraction=0)
     data = VOCData(out)
-    data.check("train")
+    assert not [fault for fault in find_faults(data) if fault.stops]
     assert data.classes == ("café", "cat", "dog", "sofa")
     assert data.ids("train") == ["clear", "frame", "more_a_photo", "tom"]
     assert [data.tags(i) for i in data.ids("train")] == [(1,), (2, 3), (2, 4), (2, 4)]
@@ -120,18 +124,25 @@ def test_there_may_be_254_classes_and_no_more(own: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["tom.jpg,"], "row 2 of .*: tom.jpg has no tag"),
-        (["tom.jpg"], "row 2 of .*: tom.jpg has no tag"),
-        (["tom.jpg, ; "], "tom.jpg has no tag"),
-        (["tom.jpg,cat, dog"], "row 2 of .* has too many cells: separate its tags by semicolons"),
-        (["nobody.jpg,cat"], "names 'nobody.jpg', which is not a file"),
+        (["tom.jpg,cat", "clear.png"], "row 3 of .* has too few cells, 1 instead of 2: leave"),
+        (["tom.jpg,cat, dog"], "row 2 of .* has too many cells: put its tags in one cell"),
+        (["nobody.jpg,cat"], "row 2 of .* names 'nobody.jpg', which is not a file in"),
         (["../secret.jpg,cat"], "names '../secret.jpg', which is not a file in"),
         ([",cat"], "names '', which is not a file"),
+        (["more,cat"], "names 'more', which is not a file"),
         (["tom.jpg,cat", "broken.jpg,cat"], r"broken\.jpg does not decode"),
         (["deep.tif,cat"], r"deep\.tif has .* pixels: save it with 8 bits"),
-        (["tom.jpg,cat", "tom.jpg,dog"], r"tom\.jpg and tom\.jpg would both be tom\.jpg"),
+        (["films.gif,cat"], r"films\.gif holds 2 images: save the one that is meant"),
+        (["phone.jpg,cat"], r"phone\.jpg is a HEIC photograph: save it as JPEG"),
+        (["camera.nef,cat"], r"camera\.nef is the raw file of a camera: develop it"),
+        (["page.jpg,cat"], r"page\.jpg does not decode"),
+        (
+            ["tom.jpg,cat;dog", "tom.jpg,dog"],
+            r"rows 2, 3 of .* give tom\.jpg different tags: write",
+        ),
         (["tom.jpg,cat", "tom.png,dog"], r"tom\.png and tom\.jpg would both be tom\.jpg"),
-        (["tom.jpg,background"], "background is no tag"),
+        (["tom,cat"], r"names 'tom', which may be tom\.jpg or tom\.png: write all of its name"),
+        (["a/clear.png,cat", "b/clear.png,cat"], r"rows 2, 3 of .* name a/clear\.png and b/clear"),
         ([], "names no image"),
     ],
 )
@@ -141,6 +152,11 @@ def test_rows_that_cannot_be_used_are_refused_and_leave_nothing(
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.jpg")
     Image.new("RGB", (4, 4)).save(own / "tom.png")
     Image.new("I;16", (4, 4)).save(own / "deep.tif")
+    films = [Image.new("L", (4, 4), value) for value in (0, 255)]
+    films[0].save(own / "films.gif", save_all=True, append_images=films[1:])
+    (own / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    Image.new("RGB", (4, 4)).save(own / "camera.nef", format="TIFF")
+    (own / "page.jpg").write_text("<html>not found</html>")
     (own / "broken.jpg").write_bytes((own / "tom.jpg").read_bytes()[:300])
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message):
@@ -148,14 +164,142 @@ def test_rows_that_cannot_be_used_are_refused_and_leave_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_table_that_is_none_is_refused(own: Path, tmp_path: Path):
+def test_all_that_is_wrong_is_told_at_once_the_first_five_in_words(own: Path, tmp_path: Path):
+    for n in range(50):
+        Image.effect_noise((40, 40), 50).save(own / f"{n}.jpg")
+    whole = (own / "0.jpg").read_bytes()
+    for n in (7, 20, 33):
+        (own / f"{n}.jpg").write_bytes(whole[:500])
+    rows = [f"{n}.jpg,cat" for n in range(50)]
+    with pytest.raises(InputError) as error:
+        convert(own, table(own, *rows, "nobody.jpg,cat", "tom.jpg,nan"), tmp_path / "voc")
+    first, *faults = str(error.value).splitlines()
+    assert first == "5 faults:"
+    assert [word for word in ("nobody", "nan", "20.jpg", "33.jpg", "/7.jpg") if word in str(faults)]
+    with pytest.raises(InputError, match="and 2 more$"):
+        convert(own, table(own, *rows, *["nobody.jpg,cat"] * 4), tmp_path / "voc")
+    assert not (tmp_path / "voc").exists()
+
+
+def test_the_first_line_names_the_columns(own: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"nowhere\.csv is missing"):
         convert(own, own / "nowhere.csv", tmp_path / "voc")
-    with pytest.raises(InputError, match="columns file and tags, .* got name, label"):
-        convert(own, table(own, "tom.jpg,cat", header="name,label"), tmp_path / "voc")
-    (own / "labels.csv").write_bytes(b"file,tags\ntom.jpg,caf\xe9\n")
-    with pytest.raises(InputError, match="no UTF-8 CSV table"):
-        convert(own, own / "labels.csv", tmp_path / "voc")
+    with pytest.raises(InputError, match="is no folder"):
+        convert(own / "nowhere", table(own, *ROWS), tmp_path / "voc")
+
+
+def test_an_image_without_a_tag_has_an_annotation_without_objects(own: Path, tmp_path: Path):
+    out = convert(own, table(own, "tom.jpg,cat", "clear.png,"), tmp_path / "voc", val_fraction=0)
+    assert ElementTree.parse(out / "Annotations" / "clear.xml").findall("object") == []
+    assert (out / "ImageSets/Segmentation/train.txt").read_text().split() == ["clear", "tom"]
+    assert (out / "classes.txt").read_text().split() == ["cat"]
+
+
+def test_what_was_understood_is_printed_with_the_number_of_images_of_each_class(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    rows = ("1;tom.jpg;Cat", "2;TOM.JPG;airplane", "3;clear;cat", "4;a photo.bmp;")
+    convert(own, table(own, *rows, header="id;Image;label"), tmp_path / "voc", 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "images: 3, of them 3 for train and 0 for val",
+        "column Image names the images and column label holds their tags, one a row",
+        "column id is ignored",
+        "Cat and cat are one class, cat",
+        "images with several rows, each with the tags of all its rows: 1",
+        "airplane is none of VOC's classes: did you mean aeroplane?",
+        "     1  airplane",
+        "     2  cat",
+        "     1  (without a tag: nothing but background)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "meant"),
+    [
+        ("cat;potted plant;tv/monitor", ["pottedplant", "tvmonitor"]),
+        ("person;dining table;airplane", ["aeroplane", "diningtable"]),
+        ("cat;motorcycle;couch;tv", ["sofa", "motorbike", "tvmonitor"]),
+        ("cat;airplane;zebra", []),  # another set of classes, in which airplane is right
+        ("airplane;couch", []),
+    ],
+)
+def test_a_name_that_is_nearly_one_of_vocs_is_asked_about_among_vocs(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture, tags: str, meant: list[str]
+):
+    out = convert(own, table(own, f"tom.jpg,{tags}"), tmp_path / "voc", 0)
+    assert re.findall(r"did you mean (\w+)", capsys.readouterr().out) == meant
+    assert (out / "classes.txt").read_text().splitlines() == sorted(tags.split(";"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tom.jpg", "TOM.JPG", "Tom", "./tom.jpg", r"C:\\photos\\own\\tom.jpg", "../own/tom.jpg"],
+)
+def test_a_name_that_fits_one_file_is_that_file(own: Path, tmp_path: Path, name: str):
+    out = convert(own, table(own, f"{name},cat"), tmp_path / "voc")
+    assert [path.name for path in (out / "JPEGImages").iterdir()] == ["tom.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name", ["more/a photo.bmp", r"more\a photo", "a photo", "own/more/A Photo"]
+)
+def test_a_file_of_a_subfolder_is_found_by_any_part_of_its_path(
+    own: Path, tmp_path: Path, name: str
+):
+    out = convert(own, table(own, f"{name},cat"), tmp_path / "voc")
+    assert [path.name for path in (out / "JPEGImages").iterdir()] == ["more_a_photo.jpg"]
+
+
+def test_the_same_name_in_two_folders_is_told_apart_by_the_folder(own: Path, tmp_path: Path):
+    Image.new("RGB", (9, 9)).save(own / "more" / "tom.jpg")
+    out = convert(own, table(own, "more/tom.jpg,cat", "tom.jpg,dog"), tmp_path / "voc", 0)
+    data = VOCData(out)
+    assert [data.image(i).size for i in data.ids("train")] == [(9, 9), (40, 30)]
+
+
+def test_a_letter_with_an_accent_may_be_one_character_or_two(own: Path, tmp_path: Path):
+    Image.new("RGB", (4, 4)).save(own / "cafe\u0301.jpg")
+    rows = ("caf\u00e9.jpg,the\u0301", "tom.jpg,th\u00e9")
+    out = convert(own, table(own, *rows), tmp_path / "voc")
+    assert VOCData(out).classes == ("th\u00e9",)
+    assert (out / "JPEGImages" / "caf\u00e9.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "modes"),
+    {
+        "jpg": "1 L RGB CMYK YCbCr",
+        "JPEG": "RGB",
+        "png": "1 L LA P RGB RGBA",
+        "webp": "RGB RGBA",
+        "tif": "1 L LA P RGB RGBA CMYK YCbCr LAB",
+        "bmp": "1 L P RGB RGBA",
+        "gif": "L P RGB",
+        "avif": "L RGB RGBA",
+        "jp2": "L LA RGB RGBA YCbCr",
+    }.items(),
+)
+def test_every_usual_kind_of_image_becomes_an_rgb_or_grey_jpeg(
+    own: Path, tmp_path: Path, suffix: str, modes: str
+):
+    for mode in modes.split():
+        Image.new("RGB", (16, 16), "teal").convert(mode).save(own / f"{mode}.{suffix}")
+    rows = (f"{mode}.{suffix},cat" for mode in modes.split())
+    out = convert(own, table(own, *rows), tmp_path / "voc")
+    for mode in modes.split():
+        with Image.open(out / "JPEGImages" / f"{mode}.jpg") as image:
+            assert image.format == "JPEG"
+            assert image.mode in ("RGB", "L")
+            if mode not in ("1", "L", "LA"):
+                colour = np.array(image).mean((0, 1))
+                np.testing.assert_allclose(colour, [0, 128, 128], atol=20)
+
+
+def test_the_command_line_takes_the_part_for_validation(own: Path, tmp_path: Path, capsys):
+    words = ["convert", str(own), str(table(own, *ROWS)), str(tmp_path / "voc")]
+    assert main([*words, "--val-fraction", "0.5"]) == 0
+    assert "images: 4, of them 3 for train and 1 for val" in capsys.readouterr().out
+    assert main([*words[:-1], str(tmp_path / "more"), "--val-fraction", "2"]) == 2
 
 
 def test_a_folder_in_use_is_never_overwritten(own: Path, tmp_path: Path):

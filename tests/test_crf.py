@@ -9,6 +9,18 @@ from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf
 from affinity_lib.errors import InputError
 
 
+def test_the_defaults_are_those_of_the_released_code():
+    assert CRFSettings() == CRFSettings(
+        gaussian_sxy=3,
+        gaussian_compat=3,
+        bilateral_sxy=80,
+        bilateral_srgb=13,
+        bilateral_compat=10,
+        iterations=10,
+        clip=1e-5,
+    )
+
+
 @pytest.fixture
 def image() -> np.ndarray:
     """Left half dark, right half bright."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from affinity_lib.backbones import build_backbone, freeze
 from affinity_lib.cam import CAMNet, classification_loss
+from affinity_lib.data.files import save_json
 from affinity_lib.running import estimate as module
 from affinity_lib.running.counting import (
     RESERVE,
@@ -17,7 +18,7 @@ from affinity_lib.running.counting import (
     count_training,
 )
 from affinity_lib.running.estimate import estimate, main, report
-from affinity_lib.running.plans import Plan, plan
+from affinity_lib.running.plan import Plan, make_plan
 
 ONE = {
     "crf_seconds": 1.0,
@@ -35,7 +36,7 @@ TRAIN, VAL = 10_582, 1_449
 def tiny() -> Plan:
     """The recipe with the small backbone, so that it is counted in no time."""
     changes = {"backbone": "small", "weights": "", "frozen_stages": -1}
-    return plan("voc12").with_values(changes)
+    return make_plan("voc12").with_settings(changes)
 
 
 def costs_of(todo: Plan) -> dict[str, module.Cost]:
@@ -100,20 +101,20 @@ def test_memory_grows_with_the_batch_alone_and_halves_what_is_kept():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_profiles_fit_a_gpu_of_12_gib(profile: str):
-    costs = estimate(plan(profile), ONE)
+    costs = estimate(make_plan(profile), ONE)
     assert 0 < max(cost.memory for cost in costs) < 11 * 2**30
 
 
 def test_epochs_scales_and_the_bound_multiply_what_they_should(tiny: Plan):
     base = costs_of(tiny)
-    longer = costs_of(tiny.with_values({"cam_epochs": 30, "affinity_epochs": 16}))
+    longer = costs_of(tiny.with_settings({"cam_epochs": 30, "affinity_epochs": 16}))
     assert longer["03"].flops == 2 * base["03"].flops
     assert base["01"].flops < longer["01"].flops < 2 * base["01"].flops
-    alone = costs_of(tiny.with_values({"supervised": False}))
+    alone = costs_of(tiny.with_settings({"supervised": False}))
     assert base["06"].flops == 2 * alone["06"].flops
     assert base["06"].disk == 2 * alone["06"].disk
     never, once, mirrored = (
-        costs_of(tiny.with_values({"cam_scales": scales, "cam_flip": flip}))["01"].flops
+        costs_of(tiny.with_settings({"cam_scales": scales, "cam_flip": flip}))["01"].flops
         for scales, flip in (([], False), ([1.0], False), ([1.0], True))
     )
     assert mirrored - never == pytest.approx(2 * (once - never))
@@ -128,7 +129,7 @@ def test_what_is_measured_on_one_image_counts_for_all(tiny: Plan):
 
 
 def test_the_released_labels_keep_the_scores_of_both_dcrfs(tiny: Plan):
-    released = costs_of(tiny.with_values({"preset": "released"}))
+    released = costs_of(tiny.with_settings({"preset": "released"}))
     assert released["02"].disk == (10 + 1000) * TRAIN
 
 
@@ -140,6 +141,50 @@ def test_the_table_adds_up_and_hours_follow_the_speed(tiny: Plan):
     numbers = [[float(cell) for cell in column] for column in cells]
     assert numbers[0][-1] == pytest.approx(sum(numbers[0][:-1]), abs=0.5)
     assert numbers[0][-1] == pytest.approx(2 * numbers[1][-1], abs=0.2)
+
+
+def step_of(todo: Plan, network: str) -> dict:
+    """A training step of a plan as ``make gpu`` leaves it."""
+    p = todo.values
+    step = {"gpu": "A100", "network": network, "backbone": p["backbone"]}
+    step |= {"crop": p[f"{network}_crop"], "batch": p[f"{network}_batch"]}
+    step |= {"mixed_precision": p["mixed_precision"], "images_per_second": 7.0}
+    return step | {"tflops": 40.0, "memory": 2.0**33}
+
+
+def test_a_step_that_was_measured_counts_for_its_own_stages_alone(tiny: Plan):
+    base, step = costs_of(tiny), step_of(tiny, "affinity")
+    costs = {cost.stage[:2]: cost for cost in estimate(tiny, ONE, [step])}
+    assert (costs["03"].memory, costs["03"].tflops, costs["04"].tflops) == (2**33, 40, 40)
+    assert costs["01"] == base["01"] and costs["03"].flops == base["03"].flops
+    for other in ({"batch": 99}, {"backbone": "vgg16"}, {"mixed_precision": False}):
+        assert estimate(tiny, ONE, [step | other]) == list(base.values())
+
+
+def test_the_table_says_whether_the_speed_was_measured_or_assumed(tiny: Plan):
+    steps = [step_of(tiny, network) for network in ("cam", "affinity", "segmentation")]
+    none, some, every = (
+        " ".join(report("tiny", estimate(tiny, ONE, part), 10, "A100").split())
+        for part in ([], steps[:1], steps)
+    )
+    assert "at 10 TFLOP/s, which is assumed" in none and "A100" not in none
+    assert "measured by `make gpu`. Of 03_affinitynet, 04_random_walk, 06_seg" in some
+    assert "steps on A100, measured by `make gpu`." in every and "assumed" not in every
+    steps = [step | {"tflops": 0.04} for step in steps]
+    slow, fast = (report("", estimate(tiny, ONE, part), 0.01).split("\n") for part in ([], steps))
+    hours = [float(lines[9].split("|")[3]) for lines in (slow, fast)]
+    assert hours[0] == pytest.approx(4 * hours[1], rel=0.05)
+
+
+def test_what_make_gpu_has_left_is_taken_and_nothing_where_it_did_not_run(tmp_path, capsys):
+    assert module.measured_steps(tmp_path / "gpu.json") == []
+    save_json(tmp_path / "gpu.json", {"training": [{"tflops": 40.0}]})
+    assert module.measured_steps(tmp_path / "gpu.json") == [{"tflops": 40.0}]
+
+
+def test_fewer_images_take_less(tiny: Plan):
+    some = {c.stage[:2]: c for c in estimate(tiny, ONE, images=(100, 10))}
+    assert some["02"].disk == 10 * 100 and some["04"].seconds == pytest.approx(10)
 
 
 def test_one_image_is_really_measured():
@@ -162,5 +207,5 @@ def test_bad_input_is_told_in_one_sentence(capsys, words, message):
 
 
 def test_stored_features_are_not_estimated(tiny: Plan):
-    with pytest.raises(module.InputError, match="the estimate is for finetune all, got head"):
-        estimate(tiny.with_values({"finetune": "head"}), ONE)
+    with pytest.raises(module.InputError, match="the estimate is for cam_finetune all, got head"):
+        estimate(tiny.with_settings({"cam_finetune": "head"}), ONE)

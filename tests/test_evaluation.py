@@ -13,7 +13,15 @@ from hypothesis.extra.numpy import arrays
 from affinity_lib.data.files import load_json, save_json
 from affinity_lib.data.voc import VOCData, write_labels
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import VOID, Evaluation, confusion, iou
+from affinity_lib.evaluation import (
+    PAPER_NETWORKS,
+    PAPER_TABLE1,
+    VOID,
+    Evaluation,
+    confusion,
+    image_miou,
+    iou,
+)
 from affinity_lib.stages.evaluation import evaluate
 
 LABELS = 4
@@ -55,6 +63,29 @@ def test_the_truth_itself_scores_a_hundred(truth):
     result = Evaluation.from_confusion(matrix, ["a", "b", "c"], **CONDITIONS)
     assert result.miou == result.pixel_accuracy == 100
     assert len(result.per_class) == len(set(truth[truth != VOID].tolist()))
+
+
+def test_the_papers_numbers_are_those_of_its_tables():
+    assert [*PAPER_TABLE1.values()] == [
+        ("CAM", 48.0),
+        ("CAM + dCRF", None),
+        ("CAM + RW", 58.1),
+        ("CAM + RW + dCRF", 59.7),
+    ]
+    assert [*PAPER_NETWORKS.values()] == [
+        ("Ours-ResNet38", 61.7, 63.7),
+        ("Ours-DeepLab", 58.4, 60.5),
+    ]
+
+
+@given(truths, label_maps)
+def test_the_miou_of_an_image_is_over_the_labels_that_occur_in_it(truth, labels):
+    if (truth == VOID).all():
+        assert image_miou(truth, labels, LABELS) == 0
+        return
+    scores = iou(confusion(truth, labels, LABELS))
+    assert image_miou(truth, labels, LABELS) == pytest.approx(np.nanmean(scores))
+    assert image_miou(truth, labels, LABELS + 5) == pytest.approx(np.nanmean(scores))
 
 
 def test_what_is_predicted_on_void_does_not_count():
@@ -166,8 +197,19 @@ def test_a_prediction_of_another_size_names_its_image(data: VOCData):
         evaluate(data, "b", lambda _: np.zeros((2, 2), int), split="val", uses_tags=False)
 
 
-def test_images_without_masks_and_no_images_are_refused(data: VOCData):
-    with pytest.raises(InputError, match=r"c\.png is missing: only images with masks"):
-        evaluate(data, "c", lambda _: np.zeros((2, 2), int), split="val", uses_tags=False)
-    with pytest.raises(InputError, match="no image of the val split"):
-        evaluate(data, [], lambda _: np.zeros((2, 2), int), split="val", uses_tags=False)
+def test_images_without_a_mask_are_not_predicted_and_the_statement_counts_them(data: VOCData):
+    masks = {"b": data.mask("b")}
+    result = evaluate(data, "cbd", masks.__getitem__, split="val", uses_tags=False)
+    assert (result.miou, result.num_images, result.without_mask) == (100, 1, 2)
+    statement = "val split, 1 of 3 images (the others have no mask), no tags used, "
+    assert result.statement() == f"{statement}nothing chosen with masks, no dCRF"
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"), [("cd", "there are no masks"), ("", "there are no images")]
+)
+def test_where_nothing_can_be_evaluated_the_statement_says_why(data: VOCData, ids: str, why: str):
+    result = evaluate(data, ids, {}.__getitem__, split="val", uses_tags=False)
+    assert np.isnan(result.miou) and np.isnan(result.pixel_accuracy) and result.num_images == 0
+    assert list(result.per_class) == ["background", "cat", "dog"]
+    assert result.statement() == f"val split, not evaluated: {why}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from affinity_lib.data.files import (
     load_scores,
     load_tensors,
     missing,
+    open_image,
+    open_photograph,
     save_json,
     save_scores,
     save_tensors,
@@ -162,6 +165,70 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, keep: float):
         path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
         with pytest.raises(InputError, match=re.escape(str(path))):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"tags": np.zeros(2, np.int64), "scores": np.zeros((3, 4, 4), np.float16)},
+        {"tags": np.zeros(3), "scores": np.zeros((3, 4, 4), np.float16)},
+        {"tags": np.zeros(3, np.int64), "scores": np.zeros(3, np.float16)},
+    ],
+)
+def test_scores_that_do_not_belong_to_their_tags_are_refused(tmp_path: Path, content: dict):
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(InputError, match="does not hold whole score maps"):
+        load_scores(tmp_path / "a.npz")
+
+
+def test_an_archive_of_something_else_than_arrays_is_refused(tmp_path: Path):
+    for content in (b"no array", b"\x93NUMPY\x01\x00\x0a\x00{'a': (((("):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as packed:
+            packed.writestr("tags.npy", content)
+            packed.writestr("scores.npy", content)
+        with pytest.raises(InputError, match="does not hold whole score maps"):
+            load_scores(tmp_path / "a.npz")
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path: Path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is not JSON"):
+        load_json(tmp_path / "a.json")
+
+
+def bitmap(width: int, height: int) -> bytes:
+    """A header that announces an image, without its pixels."""
+    return b"P6 %d %d 255\n" % (width, height)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bitmap(11_000, 11_000), "has more than 120 million pixels: make it smaller"),
+        (bitmap(20_000, 20_000), "has more than 120 million pixels: make it smaller"),
+        (bitmap(40, 30), "does not decode as an image .*: get the file again or take it out"),
+        (b"\x89PNG", "does not decode as an image .unknown format.: get"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "does not decode as an image .unknown format.: get",
+        ),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\x7f\xff\xff\xf0jp2h", "does not decode as an image"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_before_memory_is_taken(
+    tmp_path: Path, content: bytes, message: str
+):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for read in (open_image, open_photograph):
+        with pytest.raises(InputError, match=rf"a\.jpg {message}"):
+            read(path)
+
+
+def test_an_image_that_is_a_folder_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot be read"):
+        open_image(tmp_path)
 
 
 def test_the_ids_without_a_file_are_told_in_their_order_and_the_folder_is_made(tmp_path: Path):

@@ -56,10 +56,9 @@ def test_a_copy_stays_in_float32_where_the_device_has_no_bfloat16(monkeypatch):
 
 
 def test_batch_norm_is_gone_from_the_copy():
-    norms = [nn.BatchNorm2d]
-    for name in ("small", "efficientnet_lite0"):
+    for name in ("small", "efficientnet_lite0", "resnet18"):
         fast = for_inference(with_statistics(CAMNet(build_backbone(name), 3, width=8)))
-        assert not [module for module in fast.modules() if isinstance(module, *norms)]
+        assert not [module for module in fast.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 5), (1, 1)])
@@ -72,21 +71,33 @@ def test_a_dilated_convolution_is_a_plain_one_on_every_dth_pixel(size, kernel, d
     torch.testing.assert_close(_Divided(conv)(x), conv(x), atol=1e-6, rtol=1e-5)
 
 
-def test_a_network_that_runs_in_another_order_keeps_its_batch_norm():
-    class Before(nn.Module):
-        """Lists the convolution first and uses it last."""
+class Before(nn.Module):
+    """Lists the convolution first and uses it last."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(self.norm(x).relu())
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x).relu())
 
+
+def test_a_network_that_runs_in_another_order_keeps_its_batch_norm_and_says_so():
     net, image = with_statistics(Before()), torch.randn(1, 3, 9, 9)
-    fast = for_inference(net)
+    with pytest.warns(UserWarning, match="Before runs as it is, and slower than it could"):
+        fast = for_inference(net)
     torch.testing.assert_close(fast(image), net(image))
     assert isinstance(fast.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.filterwarnings("ignore:Before runs as it is")
+def test_batch_norm_that_cannot_be_folded_is_not_rounded(monkeypatch):
+    monkeypatch.setattr("affinity_lib.training.inference.has_bfloat16", lambda device: True)
+    net = with_statistics(Before())
+    fast = for_inference(net, mixed_precision=True)
+    assert fast.conv.weight.dtype == torch.bfloat16
+    assert same_state(state_of(net.norm), state_of(fast.norm))
+    assert fast(torch.randn(1, 3, 9, 9).bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_copy_of_a_backbone_gives_its_levels_and_its_top():

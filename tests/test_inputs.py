@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,7 @@ def test_levels_are_where_the_network_is(data, tmp_path):
     inputs = Inputs(data, net.backbone, "head", folder=tmp_path)
     image_id = data.ids("train")[0]
     samples = inputs.samples([image_id], crop=16, tags=True)
+    samples.prepare()
     net.to("meta")
     assert inputs.levels(image_id, net.backbone)[0].device.type == "meta"
     assert samples[0][0][0].device.type == "cpu"  # loaders' processes have no other device
@@ -271,7 +274,7 @@ def test_an_image_is_decoded_once_while_there_is_room(data, monkeypatch):
     ids, seen = data.ids("train"), []
     decode = data.image
     monkeypatch.setattr(data, "image", lambda image_id: seen.append(image_id) or decode(image_id))
-    monkeypatch.setattr(inputs_module, "_PHOTOGRAPHS", 2 * 4 * 40 * 40)  # bytes of two images
+    monkeypatch.setattr(inputs_module, "_CACHE", 2 * 4 * 40 * 40)  # bytes of two images
     inputs = Inputs(data, Mean())
     samples = inputs.samples(ids, crop=16, tags=True)
     for _ in range(2):
@@ -279,3 +282,20 @@ def test_an_image_is_decoded_once_while_there_is_room(data, monkeypatch):
             assert samples[k][0].shape == (3, 16, 16)
             assert inputs.image(ids[k]).shape == (3, 40, 40)
     assert [seen.count(image_id) for image_id in ids] == [1, 1, 4, 4]
+
+
+def test_levels_stay_in_memory_while_there_is_room_and_are_read_again_elsewhere(
+    data, tmp_path, monkeypatch
+):
+    ids, read = data.ids("train"), []
+    load = inputs_module.load_tensors
+    monkeypatch.setattr(inputs_module, "load_tensors", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(inputs_module, "_CACHE", 2 * 3 * 3 * 10 * 10 * 2)  # bytes of two images
+    inputs = Inputs(data, Mean(), "head", folder=tmp_path)
+    first = [inputs.stored_levels(image_id) for image_id in ids]
+    again = [inputs.stored_levels(image_id) for image_id in ids]
+    assert len(read) == 2 + 2 * (len(ids) - 2)
+    for one, two in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    pickle.loads(pickle.dumps(inputs)).stored_levels(ids[0])
+    assert len(read) == 3 + 2 * (len(ids) - 2)

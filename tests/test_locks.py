@@ -48,7 +48,7 @@ def test_one_works_alone_or_several_beside_each_other(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the kernel at once")
 def test_kernel_and_its_children_are_gone_before_another_runner_works(tmp_path):
     folder, run = make_project(tmp_path / "project"), tmp_path / "run"
-    write_notebook(folder / "01_walk.ipynb", "beta: float | None = None\n", [ENDLESS])
+    write_notebook(folder / "01_walk.ipynb", "beta: float = None\n", [ENDLESS])
     runner = subprocess.Popen([sys.executable, "-c", RUN, folder, run], cwd=Path.cwd())
     while not (run / "pids.txt").exists():
         assert runner.poll() is None

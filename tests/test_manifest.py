@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from affinity_lib.data.files import save_json
 from affinity_lib.errors import InputError
 from affinity_lib.running import manifest as mf
 from affinity_lib.running import results
-from affinity_lib.running.stage import NOTE, input_hash
+from affinity_lib.running.stage import DATA, NOTE, input_hash
 
 
 def make_run(folder: Path, beta: float = 4.0) -> Path:
@@ -106,3 +107,32 @@ def test_a_manifest_without_stages_is_refused(tmp_path):
     save_json(tmp_path / "manifest.json", {})
     with pytest.raises(InputError, match="is no manifest of a run: remove it"):
         mf.load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["state", "key", "artifacts", "notebook", "seconds"])
+def test_a_manifest_whose_stage_lacks_a_part_is_refused(tmp_path, part):
+    run = make_run(tmp_path / "run")
+    manifest = mf.load_manifest(run)
+    del manifest["stages"]["01_walk"][part]
+    mf.save_manifest(run, manifest)
+    with pytest.raises(InputError, match="is no manifest of a run: remove it"):
+        mf.verify(run)
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "a\0b"])
+def test_a_data_set_in_a_folder_that_cannot_be_has_changed(tmp_path, folder):
+    run = make_run(tmp_path / "run")
+    manifest = mf.load_manifest(run)
+    key = manifest["stages"]["01_walk"]["key"]
+    key["settings"]["data_root"], key["inputs"] = folder, {DATA: "hash"}
+    mf.save_manifest(run, manifest)
+    assert mf.verify(run)[1] == [f"{DATA} has changed since 01_walk has read it"]
+
+
+@pytest.mark.parametrize("part", [3, [], {"cam": "much"}, {"cam": 10**400}, {"cam": [1]}])
+def test_results_that_are_no_numbers_are_refused(tmp_path, part):
+    run = make_run(tmp_path / "run")
+    (run / "results.json").write_text(json.dumps({"table1": part, "segmentation": {}}))
+    for read in (results.summary, lambda run: results.compare(run, run)):
+        with pytest.raises(InputError, match="does not hold the results of a run"):
+            read(run)

@@ -13,15 +13,15 @@ import torch
 
 from affinity_lib.errors import InputError
 from affinity_lib.training import parallel
-from affinity_lib.training.parallel import each_image, map_images
+from affinity_lib.training.parallel import each_image, map_images, on_fastest_threads, turn
 
 
-@pytest.mark.parametrize("method", sorted({parallel._METHOD, "spawn"}))
+@pytest.mark.parametrize("method", sorted({parallel.START_METHOD, "spawn"}))
 def test_results_do_not_depend_on_the_number_of_processes(
     monkeypatch: pytest.MonkeyPatch, method: str
 ):
     monkeypatch.setattr(parallel, "_START_UP", 0)
-    monkeypatch.setattr(parallel, "_METHOD", method)
+    monkeypatch.setattr(parallel, "START_METHOD", method)
     jobs = list(range(-40, 40))
     expected = [abs(job) for job in jobs]
     assert map_images(abs, jobs, workers=1) == expected
@@ -89,20 +89,14 @@ def test_the_number_of_threads_changes_no_bit():
     before = torch.get_num_threads()
     net = torch.nn.Conv2d(3, 8, 3)
     images = torch.randn(6, 1, 3, 40, 50, generator=torch.Generator().manual_seed(0))
-    results: list[dict[int, torch.Tensor]] = []
+    work, results = torch.inference_mode()(lambda k: net(images[k])), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append({})
-
-            @torch.inference_mode()
-            def work(k: int, found=results[-1]) -> None:
-                found[k] = net(images[k])
-
-            each_image(work, range(6), "jobs")
+            results.append(each_image(work, range(6), "jobs"))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(results[0][k], results[1][k]) for k in range(6))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 def test_an_error_in_a_thread_reaches_the_caller_and_ends_the_work():
@@ -119,16 +113,50 @@ def test_an_error_in_a_thread_reaches_the_caller_and_ends_the_work():
     assert len(done) < 1999
 
 
-def test_threads_tell_how_many_images_are_done(monkeypatch: pytest.MonkeyPatch):
+def test_each_job_tells_how_many_images_are_done(monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(parallel.Progress, "advance", lambda self, count=1: seen.append(count))
+    monkeypatch.setattr(parallel.Progress, "update", lambda self, count=1: seen.append(count))
     each_image(lambda some: None, [[1, 2, 3], [4]], "jobs", count=len)
     assert sorted(seen) == [1, 3]
 
 
-def test_progress_is_a_plain_line(capsys: pytest.CaptureFixture[str]):
-    map_images(abs, [1, 2, 3], workers=1, progress="dCRF")
-    assert "dCRF: 100%" in capsys.readouterr().err
+def test_a_pool_tells_how_many_jobs_are_done(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(parallel.Progress, "update", lambda self: seen.append(1))
+    monkeypatch.setattr(parallel, "_START_UP", 0)
+    map_images(abs, [1, 2, 3], workers=2)
+    assert len(seen) == 3
+
+
+def test_jobs_compute_on_a_gpu_one_at_a_time_and_read_beside_each_other():
+    together, inside, most = Barrier(2, timeout=60), [], []
+
+    def work(job: int) -> None:
+        together.wait()  # both have read
+        with turn("cuda"):
+            inside.append(job)
+            most.append(len(inside))
+            inside.remove(job)
+        with turn("cpu"):
+            together.wait()  # neither waits for the other
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        each_image(work, range(8), "jobs")
+    finally:
+        torch.set_num_threads(threads)
+    assert most == [1] * 8
+
+
+def test_a_job_that_fails_gives_its_turn_back():
+    def fail(job: str) -> None:
+        with turn("cuda"):
+            raise ValueError(job)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a"):
+            each_image(fail, ["a"], "jobs")
 
 
 def _threads_of_torch(_: int) -> int:
@@ -138,3 +166,38 @@ def _threads_of_torch(_: int) -> int:
 
 def _process(_: int) -> int:
     return os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds", "used"),
+    [
+        (1.0, {1: 1, 2: 1}, [2] * 20),  # idle: nothing is tried
+        (0.6, {1: 1, 2: 3}, [2] * 5 + [1] * 15),  # busy, and one thread is faster
+        (0.6, {1: 3, 2: 2}, [2] * 5 + [1] * 5 + [2] * 10),  # they wait for something else
+    ],
+)
+def test_a_training_beside_a_busy_process_goes_on_with_the_faster_threads(
+    monkeypatch, share, seconds, used
+):
+    wall, cpu, found, before = [0.0], [0.0], [], torch.get_num_threads()
+    monkeypatch.setattr(parallel.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(parallel.time, "process_time", lambda: cpu[0])
+    torch.set_num_threads(2)
+    try:
+        for _ in on_fastest_threads(range(20)):
+            found.append(torch.get_num_threads())
+            wall[0] += seconds[found[-1]]
+            cpu[0] += share * found[-1] * seconds[found[-1]]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found == used
+
+
+def test_a_training_on_one_thread_tries_no_other():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert {torch.get_num_threads() for _ in on_fastest_threads(range(20))} == {1}
+    finally:
+        torch.set_num_threads(before)

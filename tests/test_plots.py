@@ -157,3 +157,36 @@ def test_a_table_has_a_line_for_each_row_and_one_decimal():
 def test_scores_can_be_told_apart_in_grey():
     rgb = plt.get_cmap(plots.SCORES)(np.linspace(0, 1, 32))[:, :3]
     assert (np.diff(rgb @ [0.299, 0.587, 0.114]) > 0).all()
+
+
+def test_a_name_stands_in_the_largest_area_of_its_class_and_below_the_picture():
+    image, labels = np.full((400, 600, 3), 90, np.uint8), np.zeros((400, 600), np.uint8)
+    labels[100:300, 100:300] = labels[10:20, 500:510] = 2
+    nameless, named = (plots.labelled(image, labels, ["", name]) for name in ("", "box"))
+    rows, columns = np.nonzero((nameless != named).any(axis=-1))
+    assert rows.min() > 180 and rows.max() < 220 and columns.min() > 160 and columns.max() < 240
+    pages = [plots.with_legend(named, labels, ["", name]) for name in ("", "box")]
+    assert [page.shape[1] for page in pages] == [600, 600]
+    assert (pages[0][:400] == named).all() and (pages[0][400:] != pages[1][400:]).any()
+
+
+def test_contours_are_light_and_void_has_no_colour():
+    labels = np.zeros((400, 400), np.uint8)
+    labels[:, 200:], labels[:, 300:] = 1, VOID
+    picture = plots.labelled(np.full((400, 400, 3), 90, np.uint8), labels, [""])
+    assert (picture[50, 199] == 255).all() and (picture[50, 299] == 255).all()
+    assert (picture[50, 350] == picture[50, 50]).all()
+    assert np.ptp(picture[50, 250].astype(int)) > 50
+
+
+def test_a_legend_breaks_its_lines_and_makes_room_for_a_long_name():
+    picture, labels = np.zeros((320, 100, 3), np.uint8), np.arange(1, 10)
+    page = plots.with_legend(picture, labels, ["class"] * 8 + ["a name of many words" * 3])
+    assert page.shape[1] > 400 and page.shape[0] > 320 + 9 * 20
+    assert plots.with_legend(picture, labels * 0, ["class"]).shape[0] < 320 + 40
+
+
+def test_the_colours_of_21_classes_differ():
+    colors = plots.class_colors(21).astype(int)
+    differences = abs(colors[:, None] - colors).sum(-1) + 999 * np.eye(22, dtype=int)
+    assert differences.min() > 30 and len(plots.class_colors(100)) == 101

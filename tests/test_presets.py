@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,47 @@ def test_a_preset_cannot_be_changed_by_accident():
         PRESETS["paper"].distance = "mean"
 
 
+def test_the_columns_are_those_of_the_table():
+    papers, released = (asdict(PRESETS[name]) for name in ("paper", "released"))
+    alike = {"affinity_norm": False, "cam_sqrt": False, "cam_backbone": {}, "affinity_backbone": {}}
+    assert papers == alike | {
+        "name": "paper",
+        "distance": "sum",
+        "affinity_channels": (128, 256, 512),
+        "affinity_activation": "relu",
+        "affinity_gain": 0,
+        "cam_head": "conv",
+        "cam_eps": 0,
+        "optimizer": "adam",
+        "weight_decay": 0,
+        "momentum": 0.9,
+        "loss_weights": (1, 1, 2),
+        "loss_eps": 0,
+        "alpha_weak": 24,
+        "label_pooling": "area",
+        "pair_border": 0,
+        "walk_pooling": False,
+    }
+    assert released == alike | {
+        "name": "released",
+        "distance": "mean",
+        "affinity_channels": (64, 128, 256),
+        "affinity_activation": "elu",
+        "affinity_gain": 4,
+        "cam_head": "linear",
+        "cam_eps": 1e-5,
+        "optimizer": "sgd",
+        "weight_decay": 5e-4,
+        "momentum": 5e-4,
+        "loss_weights": (1 / 4, 1 / 4, 1 / 2),
+        "loss_eps": 1e-5,
+        "alpha_weak": 32,
+        "label_pooling": "mean",
+        "pair_border": 4,
+        "walk_pooling": True,
+    }
+
+
 def test_the_papers_widths_join_to_896_channels_and_the_released_ones_to_448():
     assert sum(PRESETS["paper"].affinity_channels) == 896
     assert sum(PRESETS["released"].affinity_channels) == 448
@@ -56,7 +97,7 @@ def test_the_released_loss_is_a_quarter_of_the_papers():
 @pytest.mark.parametrize("choice", PRESETS.values(), ids=PRESETS)
 def test_every_choice_is_one_that_the_library_knows(choice):
     backbone = build_backbone("small")
-    CAMNet(backbone, 3, choice.cam_head, root=choice.cam_root)
+    CAMNet(backbone, 3, choice.cam_head, sqrt=choice.cam_sqrt)
     AffinityNet(
         backbone,
         choice.affinity_channels,
@@ -75,8 +116,8 @@ def test_every_choice_is_one_that_the_library_knows(choice):
 
 def test_released_alone_chooses_what_its_two_networks_have():
     resnet38, vgg16 = (preset("released", name) for name in ("resnet38", "vgg16"))
-    assert (resnet38.cam_root, resnet38.affinity_norm) == (False, False)
-    assert (vgg16.cam_root, vgg16.affinity_norm) == (True, (8, 16, 32, 0))
+    assert (resnet38.cam_sqrt, resnet38.affinity_norm) == (False, False)
+    assert (vgg16.cam_sqrt, vgg16.affinity_norm) == (True, (8, 16, 32, 0))
     assert resnet38.cam_backbone == resnet38.affinity_backbone == {}
     with torch.device("meta"):
         cam, affinity = (
@@ -101,11 +142,18 @@ def test_the_released_momentum_is_its_weight_decay_by_mistake():
 
 
 def test_what_is_chosen_by_hand_wins_and_what_is_left_open_does_not():
-    chosen = {"momentum": 0.9, "weight_decay": -1, "distance": "", "affinity_norm": None}
-    ours = preset("released", "vgg16", **chosen)
-    assert (ours.momentum, ours.weight_decay, ours.distance) == (0.9, 5e-4, "mean")
+    ours = preset("released", "vgg16", momentum=0.9, weight_decay=None, affinity_norm=None)
+    assert (ours.momentum, ours.weight_decay) == (0.9, 5e-4)
     assert ours.affinity_norm == (8, 16, 32, 0)
-    assert preset("released", weight_decay=0.0).weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weight_decay", 0.0), ("affinity_norm", False), ("cam_sqrt", False), ("walk_pooling", False)],
+)
+def test_false_and_zero_are_choices_too(field, value):
+    assert getattr(preset("released", "vgg16"), field)
+    assert getattr(preset("released", "vgg16", **{field: value}), field) is value
 
 
 def test_released_reproduces_the_released_affinities_and_loss():

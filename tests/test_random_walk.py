@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from affinity_lib import random_walk as module
 from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
 from affinity_lib.errors import InputError
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk, transition_matrix
@@ -149,17 +150,17 @@ def test_each_map_and_each_image_is_walked_on_its_own():
             torch.testing.assert_close(batch[image, one], alone[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("product", ["_by_rows", "_by_shifts", "_by_bags"])
 @pytest.mark.parametrize(
     ("size", "method", "t"),
     [((3, 4), "sparse", 2), ((2, 4), "chebyshev", 1), ((4, 2), "chebyshev", 33)],
 )
 def test_gradients_through_the_walk_are_right(
-    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], method: str, t: int, by_rows: bool
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], method: str, t: int, product: str
 ):
-    if by_rows and not torch.backends.mkl.is_available():
-        pytest.skip("products by rows need MKL")
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: by_rows)
+    if product == "_by_rows" and not torch.backends.mkl.is_available():
+        pytest.skip("products by rows need MKL on a CPU")
+    monkeypatch.setattr(module, "_multiplier", getattr(module, product))
     offsets = half_plane_offsets(3)
     affinity = draw(2, len(offsets), *size, dtype=torch.float64).requires_grad_()
     cams = draw(2, 2, *size, dtype=torch.float64).requires_grad_()
@@ -171,10 +172,14 @@ def test_gradients_through_the_walk_are_right(
     assert torch.autograd.gradcheck(lambda cams: walk(cams, affinity.detach()), cams)
 
 
-def test_both_products_give_one_walk(monkeypatch: pytest.MonkeyPatch):
-    affinity, cams = draw(2, 34, 9, 8), draw(2, 3, 9, 8)
+@pytest.mark.parametrize("product", ["_by_shifts", "_by_bags"])
+@pytest.mark.parametrize("size", [(9, 8), (2, 3)])
+def test_every_product_gives_the_same_walk(
+    monkeypatch: pytest.MonkeyPatch, product: str, size: tuple[int, int]
+):
+    affinity, cams = draw(2, 34, *size), draw(2, 3, *size)
     here = random_walk(cams, affinity, OFFSETS)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(module, "_multiplier", getattr(module, product))
     torch.testing.assert_close(random_walk(cams, affinity, OFFSETS), here, atol=1e-6, rtol=0)
 
 
@@ -224,6 +229,7 @@ def test_the_released_random_walk_is_reproduced():
         ({"eps": 0}, "eps must be"),
         ({"method": "fast"}, "method must be"),
         ({"cams": torch.zeros(2, 6, 6)}, "cams must be"),
+        ({"cams": torch.zeros(2, 5, 7)}, "cams must be"),
         ({"cams": torch.zeros(6, 7)}, "cams must be"),
         ({"cams": torch.zeros(2, 6, 7, dtype=torch.int64)}, "cams must be"),
         ({"affinity": torch.zeros(33, 6, 7)}, "affinity must be"),

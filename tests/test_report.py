@@ -43,13 +43,14 @@ def run(tmp_path) -> Path:
     )
     record = {
         "state": "done",
-        "key": {"parameters": {"beta": 4.0}},
+        "key": {"settings": {"beta": 4.0}, "inputs": {}},
         "seconds": 12.5,
         "steps": {"start": 2.5, "The walk <t>": 10.0},
         "ended": "2026-01-02T03:04:05+00:00",
         "artifacts": {},
+        "notebook": {},
     }
-    save_results(tmp_path, "tiny <1>", {"stages": {stem: record}}, [])
+    save_results(tmp_path, "tiny <1>", {"stages": {stem: record}, "settings": {}}, [])
     return tmp_path
 
 
@@ -98,7 +99,7 @@ def test_links_lead_to_files_that_are_there(run):
 
 def test_table_shows_the_run_beside_the_paper(run):
     page = write_report(run).read_text()
-    rows = [re.sub(r"<[^>]*>", "|", row) for row in page.split("<tr>")]
+    rows = [re.sub(r"<[^>]*>", "|", row).strip() for row in page.split("<tr>")]
     assert "|CAM, train|48.2|48.0" in rows
     assert "|CAM + RW + dCRF, train|61.0|59.7" in rows
     assert any(row.startswith("|cat|51.0") for row in rows)
@@ -115,7 +116,7 @@ def test_a_page_is_rendered_again_only_when_its_notebook_is_newer(run):
 
 def test_the_times_of_a_notebook_are_told_by_section(run):
     page = write_report(run).read_text()
-    rows = [re.sub(r"<[^>]*>", "|", row).strip("|") for row in re.split(r"<tr[^>]*>", page)]
+    rows = [re.sub(r"<[^>]*>", "|", row).strip("|\n") for row in re.split(r"<tr[^>]*>", page)]
     times = [
         row.split("|")[0]
         for row in rows[rows.index("notebook and its sections|seconds||ended (UTC)") + 1 :]

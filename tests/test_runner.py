@@ -67,7 +67,7 @@ def project(finished, tmp_path) -> tuple[Path, Path]:
 
 def fail(folder: Path, run: Path, source: str) -> str:
     """Make the second notebook fail; returns what is said about it."""
-    write_notebook(folder / "01_walk.ipynb", "beta: float | None = None\n", [source])
+    write_notebook(folder / "01_walk.ipynb", "beta: float = None\n", [source])
     with pytest.raises(StageFailed) as failed:
         go(folder, run, only=("01",))
     return str(failed.value)
@@ -120,8 +120,9 @@ def test_manifest_tells_what_was_run_and_its_files_verify(finished):
 
 def test_summary_shows_the_papers_table_with_gaps(finished):
     rows = [line.split() for line in summary(finished[1]).split("\n")]
-    assert ["CAM", "48.2", "48.0"] in rows and ["CAM", "+", "RW", "52.0", "58.1"] in rows
-    assert ["CAM", "+", "dCRF", "-", "-"] in rows
+    assert ["CAM,", "train", "48.2", "48.0"] in rows
+    assert ["CAM", "+", "RW,", "train", "52.0", "58.1"] in rows
+    assert ["CAM", "+", "dCRF,", "train", "-", "-"] in rows
     assert rows[-1] == ["Segmentation", "network,", "val", "48.0", "61.7"]
 
 
@@ -226,7 +227,7 @@ def test_ctrl_c_before_anything_was_made_leaves_what_was_there(project, monkeypa
 def test_what_another_setting_has_put_aside_comes_back_with_the_old_one(project):
     before = mf.artifacts(project[1], "01_walk")
     walk = WALK.replace("rw = ", "assert config.beta < 9, 'too large'\nrw = ")
-    write_notebook(project[0] / "01_walk.ipynb", "beta: float | None = None\n", [walk])
+    write_notebook(project[0] / "01_walk.ipynb", "beta: float = None\n", [walk])
     with pytest.raises(StageFailed, match="too large"):
         go(*project, only=("01",), beta=9)
     assert mf.artifacts(project[1], "01_walk") != before
@@ -280,7 +281,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(project):
     source += "part = stage.output('walked') / 'part.txt'\n"
     source += "if not part.exists():\n    part.touch()\n"
     source += "    os.kill(os.getppid(), signal.SIGINT)\n    time.sleep(600)"
-    write_notebook(project[0] / "01_walk.ipynb", "beta: float | None = None\n", [source])
+    write_notebook(project[0] / "01_walk.ipynb", "beta: float = None\n", [source])
     # what is started in the background, as these tests may be, ignores the signal
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
@@ -324,7 +325,10 @@ def test_command_line_runs_reports_and_verifies(project, monkeypatch, capsys):
     folder, run = project
     monkeypatch.chdir(folder.parent)
     assert main(["run", "tiny", "--run-dir", "run"]) == 0
-    assert "[3/3] 02_learn ... skipped\n\nmIoU in percent" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "[3/3] 02_learn ... skipped\n\nmIoU in percent" in shown
+    last = shown.rstrip().splitlines()[-1]
+    assert last.startswith("Next: make lab") and str(Path("run", "index.html")) in last
     assert (run / "tables" / "table1.csv").is_file()
     assert 'href="tables/table1.md"' in (run / "index.html").read_text()
     assert main(["verify", "run"]) == 0

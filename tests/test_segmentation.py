@@ -12,7 +12,11 @@ from affinity_lib.backbones import build_backbone
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID
-from affinity_lib.segmentation import SegmentationNet, segmentation_loss
+from affinity_lib.segmentation import (
+    SegmentationNet,
+    label_probabilities,
+    segmentation_loss,
+)
 from affinity_lib.stages.predictions import predict, predict_labels
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, fit
@@ -39,6 +43,15 @@ def test_there_is_a_logit_for_background_and_each_class_in_each_cell(net):
     images = torch.randn(2, 3, 33, 47)
     assert net(images).shape == (2, 4, 5, 6)
     torch.testing.assert_close(net.from_levels(net.backbone.levels(images)), net(images))
+
+
+def test_the_head_has_the_papers_two_atrous_convolutions():
+    with torch.device("meta"):
+        head = SegmentationNet(build_backbone("resnet38"), num_classes=20).head
+    assert [(c.out_channels, c.dilation, c.padding) for c in (head[0], head[3])] == [
+        (512, (12, 12), (12, 12)),
+        (21, (12, 12), (12, 12)),
+    ]
 
 
 def test_without_a_width_the_head_is_deeplabs_classifier_behind_fc7():
@@ -80,6 +93,19 @@ def test_the_loss_does_not_depend_on_the_order_of_the_classes():
     torch.testing.assert_close(
         segmentation_loss(logits[:, order], renamed[labels]), segmentation_loss(logits, labels)
     )
+
+
+@torch.inference_mode()
+def test_probabilities_are_the_mean_over_the_views_of_an_image(net):
+    image = torch.randn(1, 3, 24, 40)
+    total = 0
+    for scale in (0.5, 1.5):
+        view = F.interpolate(image, scale_factor=scale, mode="bilinear")
+        for flipped in (False, True):
+            logits = net(view.flip(-1)).flip(-1) if flipped else net(view)
+            total = total + F.interpolate(logits, (30, 50), mode="bilinear").softmax(1)[0] / 4
+    ours = label_probabilities(net, image, (30, 50), (0.5, 1.5), flip=True)
+    torch.testing.assert_close(ours, total)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -158,3 +184,11 @@ def test_it_learns_labels_that_the_features_tell(tmp_path, finetune):
     fit(net, samples, loss, recipe, tmp_path / "checkpoint.pt", report_every=40)
     labels = predict_labels(net, inputs, "a")
     assert (labels == truth)[:, :12].all() and (labels == truth)[:, 20:].all()  # but for a cell
+
+
+def test_a_network_in_bfloat16_gives_about_the_same_probabilities(net):
+    image = torch.randn(1, 3, 40, 56)
+    full = label_probabilities(net, image, (40, 56), scales=(0.75, 1.0), flip=True)
+    half = label_probabilities(net.bfloat16(), image, (40, 56), scales=(0.75, 1.0), flip=True)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, atol=0.02, rtol=0)

@@ -55,7 +55,7 @@ def test_a_value_of_another_kind_is_refused_with_a_sentence(name, value):
 
 def test_a_value_of_the_declared_kind_is_kept():
     values = {"t": 3, "cam_flip": True, "backbone": "small", "cam_scales": [0.5, 1.0]}
-    values |= {"frozen_stages": None, "classes": ["traffic light"], "affinity_norm": False}
+    values |= {"classes": ["traffic light"], "affinity_norm": False}
     assert check(values) == values
 
 
@@ -95,7 +95,7 @@ def test_every_setting_has_a_value_in_every_profile(monkeypatch):
     monkeypatch.setenv("VOC_ROOT", "/photographs")
     for path in PROFILES:
         values = resolve(path.stem, {})
-        assert {name for name in KINDS if values[name] is None} <= {"frozen_stages"}, path.stem
+        assert not [name for name in KINDS if values[name] is None], path.stem
 
 
 def test_every_default_is_of_its_kind():
@@ -115,6 +115,10 @@ def test_numbers_in_every_notation_are_numbers(tmp_path):
         ("", "mapping"),
         ("profile: own\nalpha: 1\nalpha: 2\n", "alpha is given twice"),
         ("profile: own\nvoc: [1\n", "not YAML"),
+        ("profile: own\nvoc: &a [*a]\n", "not YAML: a value cannot be an alias"),
+        ("profile: own\nvoc: 2001-99-99\n", "not YAML"),
+        ("profile: own\n[voc]: 1\n", "not YAML"),
+        ("profile: own\nvoc: " + "[" * 5000, "not YAML"),
         ("profile: own\nvoc: ${HOME}/voc\n", "no other variable"),
         ("profile: own\nalhpa: 1\n", "own.yaml: there is no setting 'alhpa'"),
     ],

@@ -39,7 +39,7 @@ def project(tmp_path) -> tuple[Path, Path]:
     folder = make_project(tmp_path / "project")
     for path in folder.glob("*.ipynb"):
         path.unlink()
-    declared = "beta: float | None = None\n"
+    declared = "beta: float = None\n"
     figure = 'assert stage.share([1, 2]) == [1, 2], "a figure has no place in a shard"\n'
     cells = {TRAIN: ["train"], figure: ["figure"], SHARE: ["per-image"], REST: []}
     notebook = folder / "03_share.ipynb"
@@ -126,7 +126,7 @@ def test_bad_part_is_one_sentence(project, monkeypatch, capsys, words, sentence)
 
 
 def test_notebook_without_such_a_cell_is_refused(project):
-    write_notebook(project[0] / "03_share.ipynb", "beta: float | None = None\n", ["x = 1"])
+    write_notebook(project[0] / "03_share.ipynb", "beta: float = None\n", ["x = 1"])
     with pytest.raises(InputError, match="none of its cells is tagged per-image"):
         part(project, shard="0/2")
 

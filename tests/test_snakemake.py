@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,3 +80,29 @@ def test_snakemake_ends_with_the_files_of_a_plain_run_though_a_job_was_killed(ti
     assert sorted(stages["04_random_walk"]["parts"]) == ["0of2", "1of2"]
     assert "parts" not in stages["05_segmentation_labels"]
     assert verify(run)[1] == [] and (run / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("profile", "arguments", "expected"),
+    [
+        ("toy", "", {}),
+        ("voc12", "", {"01": 1, "03": 1, "04": 1, "06": 1}),
+        ("voc12", "--set nproc=2", {"01": 2, "03": 2, "04": 1, "06": 2}),
+        ("voc12", "--set device=cpu", {}),
+        ("toy", "--set device=cuda:0", {"01": 1, "03": 1, "04": 1, "06": 1}),
+    ],
+)
+def test_jobs_that_compute_on_a_gpu_ask_for_it(tmp_path, profile, arguments, expected):
+    words = ["--dry-run", "--cores", "2", "--directory", tmp_path, "--config"]
+    words += [f"profile={profile}", f"args={arguments}", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", ROOT / "notebooks" / "Snakefile", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    jobs = re.findall(r"number=(\d\d)[^\n]*\n(?:.*\n)*?.*gpu=(\d+)", done.stdout + done.stderr)
+    assert len(jobs) > 15
+    most = {number: max(int(n) for job, n in jobs if job == number) for number, _ in jobs}
+    assert {number: count for number, count in most.items() if count} == expected

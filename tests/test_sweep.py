@@ -10,6 +10,7 @@ from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
 from affinity_lib.running import sweep
 from affinity_lib.running.plan import make_plan
+from affinity_lib.showing.sweeps import write_sweep
 
 ROWS = [
     {"beta": beta, "t": t, "seed": seed, "rw": 50.0 + beta + t + seed, "val": 40.0}
@@ -21,9 +22,8 @@ ROWS = [
 
 def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
     printed: list[str] = []
-    plan = make_plan("tiny", make_project(tmp_path))
-    table = sweep.execute_grid(
-        plan,
+    rows, folder = sweep.execute_grid(
+        make_plan("tiny", make_project(tmp_path)),
         {"beta": [8, 16]},
         tmp_path / "run",
         only=("00", "01"),
@@ -33,11 +33,9 @@ def test_stages_that_a_parameter_does_not_touch_are_shared(tmp_path):
     assert lines[0] == "beta=8" and lines[3] == "beta=16"
     assert lines[4] == "[1/2] 00_draw (taken from beta=8) ... skipped"
     assert lines[5].startswith("[2/2] 01_walk (new) ...")
-    assert [line.split("|")[3].strip() for line in table.read_text().splitlines()[2:]] == [
-        "52.0",
-        "54.0",
-    ]
-    results = json.loads((table.parent / "beta=16" / "results.json").read_text())
+    assert [(row["beta"], row["rw"]) for row in rows] == [(8, 52.0), (16, 54.0)]
+    assert folder == tmp_path / "run" / "sweep"
+    results = json.loads((folder / "beta=16" / "results.json").read_text())
     levels = {
         (tmp_path / "run" / "sweep" / name / "levels").resolve() for name in ("beta=8", "beta=16")
     }
@@ -50,7 +48,7 @@ def test_only_what_has_several_values_is_swept(tmp_path, monkeypatch, capsys):
 
     def note(plan, grid, *_, **__):
         asked.append((plan.values["image_size"], grid))
-        return sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
+        return ROWS[:2], tmp_path
 
     monkeypatch.setattr(sweep, "execute_grid", note)
     monkeypatch.chdir(make_project(tmp_path).parent)
@@ -66,38 +64,39 @@ def test_every_point_is_checked_before_the_first_one_runs(tmp_path):
 
 
 def test_table_has_a_row_a_run_and_a_column_a_metric(tmp_path):
-    table = sweep.write_tables(ROWS, ["beta", "t", "seed"], tmp_path)
+    table = write_sweep(ROWS, ["beta", "t", "seed"], tmp_path)
     with table.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["beta", "t", "seed", "rw", "val"] and len(rows) == 8
     assert float(rows[-1]["rw"]) == 123.0
-    assert table.read_text().splitlines()[0] == (
-        "| beta | t | seed | CAM + RW, train | network, val |"
-    )
+    assert table.read_text().splitlines()[:3:2] == [
+        "### Runs",
+        "| beta | t | seed | CAM + RW, train | network, val |",
+    ]
 
 
 def test_seeds_are_told_as_mean_and_spread(tmp_path):
-    text = sweep.write_tables(ROWS, ["beta", "t", "seed"], tmp_path).read_text()
+    text = write_sweep(ROWS, ["beta", "t", "seed"], tmp_path).read_text()
     assert "| 4 | 16 | 70.5 ± 0.7 | 40.0 ± 0.0 |" in text
 
 
 @pytest.mark.parametrize("names", [["beta"], ["beta", "t"], ["beta", "t", "seed"]])
 def test_picture_is_drawn_for_one_parameter_and_for_more(tmp_path, names):
-    table = sweep.write_tables(ROWS, names, tmp_path)
+    table = write_sweep(ROWS, names, tmp_path)
     assert table.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_seeds_alone_need_no_picture(tmp_path):
-    table = sweep.write_tables(ROWS[:2], ["seed"], tmp_path)
+    table = write_sweep(ROWS[:2], ["seed"], tmp_path)
     assert "| 70.5 ± 0.7 |" in table.read_text() and not table.with_suffix(".png").exists()
 
 
 def test_what_was_not_measured_is_left_out_of_the_tables(tmp_path):
     rows = [row | {"val": None} for row in ROWS]
     rows[0]["rw"] = None
-    text = sweep.write_tables(rows, ["beta", "t", "seed"], tmp_path).read_text()
-    assert text.splitlines()[0] == "| beta | t | seed | CAM + RW, train |"
-    assert "| 4 | 16 | 0 | - |" in text and "| 4 | 16 | 71.0 ± 0.0 |" in text
+    text = write_sweep(rows, ["beta", "t", "seed"], tmp_path).read_text()
+    assert text.splitlines()[2] == "| beta | t | seed | CAM + RW, train |"
+    assert "| 4 | 16 | 0 |  |" in text and "| 4 | 16 | 71.0 ± 0.0 |" in text
 
 
 def test_the_drawing_of_the_toy_data_is_no_grid(tmp_path):

@@ -28,6 +28,7 @@ def results(**changes: object) -> dict:
         "settings": {"backbone": "resnet38", "preset": "paper"},
         "table1": {"cam": 47.25, "cam_crf": 50.0, "rw": 57.0, "rw_crf": 59.0},
         "segmentation": {"val": 60.0, "supervised": 75.0},
+        "seconds": {},
         "per_class": {"segmentation": {label: 50.0 + n for n, label in enumerate(LABELS)}},
         "details": {"05_segmentation_labels": {"statements": {"rw_crf": "train split, dCRF"}}},
     } | changes
@@ -121,8 +122,7 @@ def test_other_data_than_voc_is_named_as_such():
 
 def test_markdown_and_csv_hold_the_same_numbers(tmp_path: Path):
     save_json(tmp_path / "results.json", results())
-    stage = {"key": {"parameters": {"backbone": "vgg16"}}}
-    save_json(tmp_path / "manifest.json", {"stages": {"06_segmentation_network": stage}})
+    save_json(tmp_path / "manifest.json", {"stages": {}, "settings": {"backbone": "vgg16"}})
     files = write_tables(tmp_path)
     assert sorted(p.name for p in files) == sorted(
         f"table{n}{suffix}" for n in (1, 2, 4) for suffix in (".md", ".csv")
@@ -173,6 +173,12 @@ def test_without_their_list_no_image_is_predicted_for_the_server(voc, capsys):
     assert "has no list tests: nothing is predicted" in capsys.readouterr().out
 
 
+def test_the_list_of_another_task_is_not_submitted(voc, capsys):
+    (voc.root / "ImageSets" / "Segmentation").rename(voc.root / "ImageSets" / "Main")
+    assert voc.ids("test") and submitted_ids(voc, "test") == []
+    assert "has no list test: nothing is predicted" in capsys.readouterr().out
+
+
 def test_a_part_of_the_classes_is_refused_before_anything_is_predicted(voc, predictions, tmp_path):
     some = VOCData(voc.root, ["cat", "dog"])
     with pytest.raises(InputError, match="wants all 20 classes .* got cat, dog: leave classes"):
@@ -186,7 +192,8 @@ def test_the_archive_holds_each_label_map_where_the_server_looks(voc, prediction
     with tarfile.open(path, "r:gz") as archive:
         content = {member.name: archive.extractfile(member).read() for member in archive}
     assert content == {f"{SUBMISSION}/{p.name}": p.read_bytes() for p in predictions.iterdir()}
-    first = io.BytesIO(content["results/VOC2012/Segmentation/comp6_test_cls/2008_9.png"])
+    first = tmp_path / "first.png"
+    first.write_bytes(content["results/VOC2012/Segmentation/comp6_test_cls/2008_9.png"])
     assert open_image(first).mode == "P"
 
 

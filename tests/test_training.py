@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, classification_loss
 from affinity_lib.errors import InputError
+from affinity_lib.training import loop
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, epoch_order, fit
 from affinity_lib.training.state import build_optimizer
@@ -85,12 +87,10 @@ def stopping_at(call: int):
     return stopped
 
 
-@pytest.mark.parametrize(("optimizer", "average"), [("adam", 0), ("sgd", 0), ("adam", 0.7)])
+@pytest.mark.parametrize(("optimizer", "decay"), [("adam", 0), ("sgd", 0), ("adam", 0.7)])
 @pytest.mark.parametrize("call", [1, 5, 11])
-def test_a_stopped_training_that_goes_on_ends_with_the_same_bits(
-    tmp_path, optimizer, average, call
-):
-    recipe = replace(RECIPE, optimizer=optimizer, average=average, accumulate=2)
+def test_a_stopped_training_that_goes_on_ends_with_the_same_bits(tmp_path, optimizer, decay, call):
+    recipe = replace(RECIPE, optimizer=optimizer, ema_decay=decay, accumulate=2)
     undisturbed, history = trained(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         fit(Net(), Noisy(), stopping_at(call), recipe, tmp_path / "checkpoint.pt")
@@ -110,7 +110,7 @@ def test_only_what_was_lost_is_done_again(tmp_path):
 
 
 def test_a_network_ends_with_the_moving_average_of_its_weights(tmp_path):
-    recipe, seen = replace(RECIPE, average=0.8), []
+    recipe, seen = replace(RECIPE, ema_decay=0.8), []
 
     def watched(model, batch):
         seen.append([p.detach().clone() for p in model.parameters()])
@@ -144,7 +144,7 @@ def test_a_finished_training_is_not_repeated(tmp_path):
         {"epochs": 5},
         {"seed": 1},
         {"optimizer": "sgd"},
-        {"average": 0.9},
+        {"ema_decay": 0.9},
         {"batch_size": 2},
     ],
 )
@@ -175,6 +175,29 @@ def test_the_number_of_workers_changes_neither_the_items_nor_the_weights(tmp_pat
     helped, same = trained(tmp_path / "helped", replace(recipe, workers=2))
     assert same == history
     assert same_state(state_of(alone), state_of(helped))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_batches_for_a_gpu_lie_in_pinned_memory(monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(loop, "DataLoader", lambda *args, **how: asked.append(how) or [None])
+    assert list(loop._load(Noisy(), RECIPE, range(1), torch.device(device))) == [None]
+    assert asked[0]["pin_memory"] == (device != "cpu")
+
+
+def test_workers_stay_for_the_whole_training(tmp_path):
+    class Process(Noisy):
+        def __getitem__(self, k):
+            return torch.full((3, 4, 4), os.getpid(), dtype=torch.double), torch.tensor(k % 2)
+
+    seen = set()
+
+    def watched(model, batch):
+        seen.update(batch[0].flatten().int().tolist())
+        return loss(model, (batch[0].float() / 1e6, batch[1]))
+
+    fit(Net(), Process(), watched, replace(RECIPE, workers=2), tmp_path / "checkpoint.pt")
+    assert len(seen) == 2 and os.getpid() not in seen
 
 
 def test_more_workers_go_on_where_fewer_stopped(tmp_path):
@@ -264,6 +287,33 @@ def test_with_finetune_head_no_bit_of_the_backbone_moves(tmp_path, optimizer):
     assert not same_state(head, state_of(net.neck))
 
 
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_features_are_computed_when_the_network_is_on_its_device(tmp_path, nproc):
+    net, where = Net(), []
+
+    class Stored(Noisy):
+        def prepare(self):
+            where.append(net.head.weight.device.type)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, Stored(), loss, RECIPE, tmp_path / "checkpoint.pt", "meta", nproc=nproc)
+    assert where == ["meta"]
+
+
+def test_features_are_stored_before_they_are_trained_on(tmp_path, monkeypatch):
+    data = draw_scenes(tmp_path / "data", 4, size=32)
+    net = CAMNet(Mean(), len(CLASSES), width=8)
+    inputs, stored = Inputs(data, net.backbone, "head", folder=tmp_path / "levels"), []
+    monkeypatch.setattr(
+        inputs, "store", lambda ids: stored.append(ids) or Inputs.store(inputs, ids)
+    )
+    samples = inputs.samples(data.ids("train"), crop=32, tags=True)
+    assert stored == []
+    fit(net, samples, _cam_loss, Recipe(1, 2, 0.1), tmp_path / "checkpoint.pt")
+    assert stored[0] == data.ids("train")  # all of them at once
+
+
 def test_images_are_augmented_alike_with_and_without_workers(tmp_path):
     data = draw_scenes(tmp_path / "data", 4, size=32)
     nets = []
@@ -310,6 +360,21 @@ def test_mixed_precision_keeps_weights_in_float32_and_losses_near(tmp_path, monk
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
+def test_losses_on_a_cpu_are_taken_of_what_comes_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("affinity_lib.training.precision.has_bfloat16", lambda device: True)
+    data, kinds = draw_scenes(tmp_path / "data", 2, size=32), []
+    net = CAMNet(build_backbone("small"), len(CLASSES), width=8)
+    samples = Inputs(data, net.backbone).samples(data.ids("train"), crop=32, tags=True)
+
+    def watched(model, batch):
+        kinds.append(model(batch[0]).dtype)
+        kinds.append(forward(model, batch[0]).dtype)
+        return _cam_loss(model, batch)
+
+    fit(net, samples, watched, Recipe(1, 2, 0.1, mixed_precision=True), tmp_path / "checkpoint.pt")
+    assert kinds == [torch.bfloat16, torch.bfloat16]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_refused_and_the_last_good_epoch_stays(tmp_path, value):
     calls = []
@@ -350,8 +415,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         ({"lr": float("nan")}, "lr must be > 0, got nan"),
         ({"optimizer": "lion"}, "optimizer must be adam or sgd, got 'lion'"),
         ({"lr_factors": (1, 10)}, "lr_factors must be four: .*, got"),
-        ({"average": 1.0}, "average must be >= 0 and < 1, got 1"),
-        ({"average": -0.1}, "average must be >= 0 and < 1, got -0.1"),
+        ({"ema_decay": 1.0}, "ema_decay must be >= 0 and < 1, got 1"),
+        ({"ema_decay": -0.1}, "ema_decay must be >= 0 and < 1, got -0.1"),
         ({"workers": -1}, "workers must be >= 0, got -1"),
         ({"lr_factors": (1, 1, -1, 1)}, "lr_factors must be >= 0, got"),
         ({"warmup": -1}, "warmup must be >= 0 and < 1, got -1"),

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import struct
+import tracemalloc
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from affinity_lib.backbones import SmallBackbone, build_backbone
 from affinity_lib.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from affinity_lib.backbones.resnet38 import ResNet38
 from affinity_lib.backbones.vgg16 import VGG16
-from affinity_lib.backbones.weights import fill_backbone, load_backbone, load_network, read_weights
+from affinity_lib.backbones.weights import (
+    WRAPPERS,
+    fill_backbone,
+    load_backbone,
+    load_network,
+    read_weights,
+)
 from affinity_lib.cam import CAMNet
 from affinity_lib.errors import InputError
 from affinity_lib.segmentation import SegmentationNet
@@ -185,128 +196,128 @@ def test_timms_resnet50_with_torchvisions_weights_is_torchvisions_atrous_network
     torch.testing.assert_close(ours(image).top, expected, atol=1e-3, rtol=1e-3)
 
 
-OLD = ("conv1", "bn_conv1", "{kind}{stage}{letter}_branch{branch}")
-NEW = ("conv1_conv", "conv1_bn", "conv{stage}_block{block}_{place}_{kind}")
-DEPTHS = {2: 3, 3: 4, 4: 6, 5: 3}
-
-
-def keras_layer(names: tuple[str, str, str], kind: str, stage: int, block: int, place: int) -> str:
-    """A layer of Keras's ResNet-50; place 0 is the shortcut."""
-    branch = ("1", "2a", "2b", "2c")[place]
-    old, letter = {"conv": "res", "bn": "bn"}, "abcdef"[block]
-    kind = old[kind] if names is OLD else kind
-    return names[2].format(
-        kind=kind, stage=stage, letter=letter, branch=branch, block=block + 1, place=place
+def as_network(prefix: str) -> Callable[[dict], dict]:
+    """The backbone's tensors within those of a network."""
+    return lambda tensors: (
+        {f"{prefix}{k}": v for k, v in tensors.items()}
+        | {f"{prefix.replace('backbone', 'head')}last.weight": torch.ones(3)}
     )
 
 
-def keras_resnet50(names: tuple[str, str, str]) -> dict[str, torch.Tensor]:
-    """Random weights as Keras keeps them, with the classifier that a backbone has no place for."""
-    tensors = {}
-
-    def add(conv: str, norm: str, side: int, inputs: int, outputs: int, gain: float = 0.1) -> None:
-        scale = gain * (2 / (side * side * inputs)) ** 0.5
-        tensors[f"{conv}/kernel"] = torch.randn(side, side, inputs, outputs) * scale
-        tensors[f"{conv}/bias"] = torch.randn(outputs) / 100
-        tensors[f"{norm}/gamma"] = 1 + torch.rand(outputs) / 10
-        tensors[f"{norm}/beta"] = torch.randn(outputs) / 10
-        tensors[f"{norm}/moving_mean"] = torch.randn(outputs) / 100
-        tensors[f"{norm}/moving_variance"] = (1 + torch.rand(outputs)) / 100
-
-    add(names[0], names[1], 7, 3, 64, gain=0.001)
-    inputs = 64
-    for stage, depth in DEPTHS.items():
-        width = 16 * 2**stage
-        for block in range(depth):
-            sizes = [(1, inputs, 4 * width), (1, inputs, width), (3, width, width)]
-            sizes += [(1, width, 4 * width)]
-            for place in range(block > 0, 4):
-                layers = [keras_layer(names, k, stage, block, place) for k in ("conv", "bn")]
-                add(*layers, *sizes[place])
-            inputs = 4 * width
-    tensors["fc1000/kernel"] = torch.randn(2048, 1000)
-    return tensors | {"fc1000/bias": torch.randn(1000)}
-
-
-def keras_features(tensors: dict[str, torch.Tensor], names, rgb: torch.Tensor) -> torch.Tensor:
-    """The last map of Keras's ResNet-50, at its own stride of 32, for images between 0 and 1."""
-
-    def layer(x, conv, norm, stride=1):
-        kernel = tensors[f"{conv}/kernel"].permute(3, 2, 0, 1)
-        x = torch.conv2d(x, kernel, tensors[f"{conv}/bias"], stride, kernel.shape[-1] // 2)
-        kinds = ("moving_mean", "moving_variance", "gamma", "beta")
-        values = [tensors[f"{norm}/{kind}"] for kind in kinds]
-        eps = 1e-3 if names is OLD else 1.001e-5
-        return torch.nn.functional.batch_norm(x, *values, eps=eps)
-
-    mean = torch.tensor([123.68, 116.779, 103.939]).view(3, 1, 1)
-    x = layer((255 * rgb - mean).flip(1), names[0], names[1], 2).relu()
-    x = torch.nn.functional.max_pool2d(x, 3, 2, 1)
-    for stage, depth in DEPTHS.items():
-        for block in range(depth):
-            convs, norms = (
-                [keras_layer(names, kind, stage, block, place) for place in range(4)]
-                for kind in ("conv", "bn")
-            )
-            stride = 2 if stage > 2 and block == 0 else 1
-            kept = layer(x, convs[0], norms[0], stride) if block == 0 else x
-            x = layer(x, convs[1], norms[1], stride).relu()
-            x = layer(x, convs[2], norms[2]).relu()
-            x = (layer(x, convs[3], norms[3]) + kept).relu()
-    return x
+LAYOUTS = {
+    "alone": dict,
+    "within a network": as_network("backbone."),
+    "within a parallel network": as_network("module.backbone."),
+    "within two wrappers": as_network("module.module."),
+    "compiled": as_network("_orig_mod.backbone."),
+    "within a trainer": as_network("model.encoder."),
+}
+WRAPS = {
+    **{key: lambda t, key=key: {key: t, "epoch": 3} for key in WRAPPERS},
+    "two deep": lambda t: {"checkpoint": {"model": t}, "step": torch.tensor(3)},
+    "beside an optimizer": lambda t: {"model": t, "optimizer": {"state": {0: {"exp_avg": t}}}},
+    "under another name": lambda t: {"generator": t, "optimizer": {"state": {0: torch.ones(2)}}},
+    "beside its average": lambda t: {
+        "state_dict": t,
+        "ema": {k: torch.zeros_like(v) for k, v in t.items()},
+    },
+    "beside arguments": lambda t: {
+        "net": t,
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), best=np.float64(0.5)),
+        "history": np.arange(3),
+    },
+    "as arrays": lambda t: {k: v.numpy() for k, v in t.items()},
+    "as arrays in Fortran's order": lambda t: {
+        k: np.asfortranarray(v.numpy()) for k, v in t.items()
+    },
+    "as big-endian arrays": lambda t: {
+        k: v.numpy().astype(v.numpy().dtype.newbyteorder(">")) for k, v in t.items()
+    },
+    "as parameters": lambda t: {
+        k: nn.Parameter(v) if v.is_floating_point() else v for k, v in t.items()
+    },
+}
 
 
-@pytest.mark.parametrize("names", [OLD, NEW], ids=["older names", "newer names"])
-@torch.inference_mode()
-def test_kerass_resnet50_is_the_same_network_with_atrous_convolutions(names):
-    torch.manual_seed(0)
-    tensors = keras_resnet50(names)
-    backbone = build_backbone("resnet50_v1", 8).eval()
-    assert fill_backbone(backbone, tensors, "model.json") == []
-    rgb = torch.rand(1, 3, 96, 64)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    theirs, ours = keras_features(tensors, names, rgb), backbone((rgb - mean) / std).top
-    assert theirs.shape == (1, 2048, 3, 2) and theirs.std() > 0.1
-    torch.testing.assert_close(ours[..., ::4, ::4], theirs, rtol=1e-3, atol=1e-3 * theirs.max())
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "remedy"),
-    [
-        ("resnet50", {"conv1/kernel": torch.zeros(7, 7, 3, 64)}, "take backbone resnet50_v1"),
-        ("resnet50_v1", {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "take backbone resnet50$"),
-    ],
-)
-def test_weights_of_the_resnet50_that_strides_elsewhere_are_refused(name, file, remedy):
-    with pytest.raises(InputError, match=remedy):
-        fill_backbone(build_backbone(name), file, "weights")
-
-
-def test_kerass_weights_that_are_not_a_resnet50_are_refused():
-    tensors = {"block1_conv1/kernel": torch.zeros(3, 3, 3, 64), "block1_conv1/bias": torch.ones(64)}
-    with pytest.raises(InputError, match="model.json fills 0% of TimmBackbone"):
-        fill_backbone(build_backbone("resnet50_v1"), tensors, "model.json")
-
-
-@pytest.mark.parametrize("wrap", ["alone", "state_dict", "model", "network", "parallel"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_backbones_own_weights_come_back_alone_or_within_a_network(tmp_path, small, wrap, suffix):
-    tensors = dict(small.state_dict())
-    if wrap in ("network", "parallel"):
-        prefix = "backbone." if wrap == "network" else "module.backbone."
-        tensors = {prefix + k: v for k, v in tensors.items()}
-        tensors[prefix.replace("backbone", "head") + "weight"] = torch.ones(3)
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(tensors, file)
-    else:
-        torch.save(
-            {wrap: tensors, "epoch": 3} if wrap in ("state_dict", "model") else tensors, file
-        )
+def comes_back(small: SmallBackbone, file: Path) -> None:
     other = SmallBackbone()
     assert load_backbone(other, file) == []
     for key, value in small.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_backbones_own_weights_come_back_alone_or_within_a_network(
+    tmp_path, small, layout, suffix
+):
+    tensors, file = LAYOUTS[layout](small.state_dict()), tmp_path / f"weights{suffix}"
+    save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+    save(tensors, file)
+    comes_back(small, file)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_found_wherever_a_checkpoint_keeps_it(tmp_path, small, wrap, zipped):
+    content, file = WRAPS[wrap](dict(small.state_dict())), tmp_path / "checkpoint.pth"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    comes_back(small, file)
+
+
+def test_older_numpys_names_are_known_too(tmp_path, small):
+    content = {"model": small.state_dict(), "args": argparse.Namespace(best=np.float32(0.5))}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "a.pth").read_bytes()
+    assert b"numpy._core" in old
+    (tmp_path / "a.pth").write_bytes(old.replace(b"numpy._core", b"numpy.core"))
+    comes_back(small, tmp_path / "a.pth")
+
+
+def test_a_checkpoint_of_two_networks_is_not_guessed_at(tmp_path, small):
+    tensors = dict(small.state_dict())
+    torch.save({"student": tensors, "teacher": tensors}, tmp_path / "two.pth")
+    with pytest.raises(InputError, match=r"two.pth holds several state dicts, student, teacher: "):
+        load_backbone(SmallBackbone(), tmp_path / "two.pth")
+    both = as_network("encoder_q.")(tensors) | as_network("encoder_k.")(tensors)
+    with pytest.raises(InputError, match="more than once, as encoder_q. and encoder_k.: save the"):
+        fill_backbone(SmallBackbone(), both, "moco.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "it is a page of a website: download the file"),
+        (b"\xef\xbb\xbf\n <html>Sign in</html>", "it is a page of a website"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (b'{"message": "Not Found"}', "it is JSON, often a server's message"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is HDF5, as Keras writes it"),
+        (b"\x1f\x8b\x08" + bytes(40), "packed with gzip: unpack it"),
+        (b"", "is empty; fetch it again"),
+        (b"PK\x03\x04" + bytes(40), "must be MXNet's .params, a PyTorch state dict or safetensors"),
+    ],
+)
+def test_what_was_saved_under_the_name_of_weights_is_called_what_it_is(tmp_path, content, message):
+    file = tmp_path / "resnet38.params"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_weights(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_network_or_program_is_not_run_and_the_remedy_is_told(tmp_path, small):
+    torch.save(small, tmp_path / "whole.pth")
+    words = (
+        r"needs the code of affinity_lib\.backbones\.small\.SmallBackbone, which is not run; load"
+    )
+    with pytest.raises(InputError, match=words):
+        read_weights(tmp_path / "whole.pth")
+    torch.jit.save(torch.jit.script(nn.ReLU()), tmp_path / "program.pt")
+    with pytest.raises(
+        InputError, match="is a TorchScript program, which is not run; load it with"
+    ):
+        read_weights(tmp_path / "program.pt")
 
 
 def test_half_precision_files_fill_a_single_precision_backbone(small):
@@ -404,7 +415,8 @@ def test_damaged_files_give_tensors_or_a_clear_error(tmp_path_factory, data, kin
     elif kind == "noise":
         whole = bytearray(data.draw(st.binary(min_size=1, max_size=64)))
     else:
-        torch.save(tensors, file, _use_new_zipfile_serialization=kind == "zip")
+        content = {"net": tensors | {"c": np.ones((2, 3), ">f4")}, "best": np.float64(0.5)}
+        torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
         whole = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -414,6 +426,17 @@ def test_damaged_files_give_tensors_or_a_clear_error(tmp_path_factory, data, kin
     except InputError:
         return
     assert all(isinstance(value, torch.Tensor) for value in read.values())
+
+
+def test_a_length_of_gigabytes_takes_no_memory_where_it_is_only_announced(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"\x80\x02X\xff\xff\xff\x7fcut")
+    tracemalloc.start()
+    with pytest.raises(InputError, match="holds no weights that can be read safely"):
+        read_weights(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A feature extractor: image in, ``Features`` out.
 
-    A subclass sets the attributes, and defines ``levels`` and, where the top map is more than
-    the third level, ``top``.
+    A subclass sets the attributes and defines ``levels``; where the top map is more than the third
+    level, ``top``; and where other people's weight files have other names, ``translate``.
 
     Attributes:
         channels: channels of the three levels.
@@ -72,6 +72,10 @@ class Backbone(nn.Module):
         """``levels`` and ``top`` of images (B, 3, H, W)."""
         levels = self.levels(x)
         return Features(levels, self.top(levels))
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a weight file under this backbone's names; unknown names stay."""
+        return dict(tensors)
 
     def train(self, mode: bool = True) -> Backbone:
         """Training mode for all but what ``freeze`` has frozen."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ class ResNet38(Backbone):
     network would go on to stride 32, stages 5 to 7 are dilated instead.  The submodules carry
     the names of the authors' checkpoints.  The levels are the activations of ``b4_5``, ``b5_2`` and
     ``b7``, each after the batch norm and ReLU that follow it; the top map is the third.
-    Batch norm is meant to be frozen (``features.freeze``), as in the released code.
+    Batch norm is meant to be frozen (``freeze``), as in the released code.
 
     Args:
         output_stride: 8, the only one that the published weights were adapted to.
@@ -65,6 +68,9 @@ class ResNet38(Backbone):
         conv5 = self.b6.activate(x)
         x = self.b7(self.b6.transform(x, conv5))
         return conv4, conv5, F.relu(self.bn7(x))
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_from_mxnet(key): value for key, value in tensors.items()}
 
     def _add_wide_stage(
         self,
@@ -152,3 +158,20 @@ class _Bottleneck(_Block):
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+
+
+def _from_mxnet(key: str) -> str:
+    """From "arg:bn4b5_branch2a_gamma" to "b4_5.bn_branch2a.weight"; other names stay."""
+    match = re.fullmatch(
+        r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)(\d)(?:a|b(\d))_(branch\w+?))"
+        r"_(weight|gamma|beta|moving_mean|moving_var)",
+        key,
+    )
+    if match is None:
+        return key
+    whole, kind, stage, block, branch, value = match.groups()
+    if whole is None:
+        kind = "conv" if kind == "res" else "bn"
+        whole = f"b{stage}{f'_{block}' if block else ''}.{kind}_{branch}"
+    values = {"gamma": "weight", "beta": "bias"}
+    return f"{whole}.{values.get(value, value.replace('moving', 'running'))}"

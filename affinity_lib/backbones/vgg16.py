@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +14,7 @@ from affinity_lib.errors import InputError
 
 # channels and dilation of each stage's convolutions; torchvision's configuration "D"
 _STAGES = ((64, 2, 1), (128, 2, 1), (256, 3, 1), (512, 3, 1), (512, 3, 2))
+_MEAN_OF_CAFFE = (122.675, 116.669, 104.008)  # RGB, of 255
 
 
 class VGG16(Backbone):
@@ -72,3 +77,51 @@ class VGG16(Backbone):
         conv5 = self.features[23:](conv4)
         fc6 = self.drop6(F.relu(self.fc6(self.pool5(conv5))))
         return conv4, conv5, F.relu(self.fc7(fc6))
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """From torchvision's names, or from those of the authors, whose network is Caffe's."""
+        caffe = "conv1_1.weight" in tensors
+        return _from_caffe(tensors, self) if caffe else _from_torchvision(tensors)
+
+
+def _from_caffe(tensors: Mapping[str, Tensor], backbone: VGG16) -> dict[str, Tensor]:
+    """conv1_1, conv1_2, ... in features' numbering, for our images instead of Caffe's.
+
+    Caffe's network sees 255 rgb - mean as BGR, ours (rgb - mean) / std: its first convolution is
+    rewritten.
+    """
+    wanted = backbone.state_dict()
+    ours = list(dict.fromkeys(key.rpartition(".")[0] for key in wanted))
+    convs = [f"conv{i + 1}_{j + 1}" for i, n in enumerate((2, 2, 3, 3, 3)) for j in range(n)]
+    names = dict(zip([*convs, "fc6", "fc7"], ours, strict=True))
+    renamed = {}
+    for key, value in tensors.items():
+        module, _, kind = key.rpartition(".")
+        renamed[f"{names.get(module, module)}.{kind}"] = value
+    keys = ("features.0.weight", "features.0.bias")
+    if all(key in renamed and renamed[key].shape == wanted[key].shape for key in keys):
+        weight, bias = renamed[keys[0]].flip(1).float(), renamed[keys[1]]
+        mean, std, caffe = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std, _MEAN_OF_CAFFE)
+        )
+        renamed[keys[0]] = weight * 255 * std
+        renamed[keys[1]] = bias + (weight * (255 * mean - caffe)).sum((1, 2, 3))
+    return renamed
+
+
+def _from_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fc6 and fc7 by decimation, the way DeepLab thinned them out (Chen et al., 2015).
+
+    Of 4,096 neurons every fourth is taken, of the 7 x 7 cells that fc6 sees every third.
+    """
+    renamed = dict(tensors)
+    for theirs, ours, shape, take in (
+        ("classifier.0", "fc6", (4096, 512, 7, 7), 1),
+        ("classifier.3", "fc7", (4096, 4096, 1, 1), 4),
+    ):
+        weight, bias = tensors.get(f"{theirs}.weight"), tensors.get(f"{theirs}.bias")
+        if weight is not None and weight.numel() == math.prod(shape):
+            renamed[f"{ours}.weight"] = weight.reshape(shape)[::4, ::take, ::3, ::3]
+        if bias is not None and bias.shape == (4096,):
+            renamed[f"{ours}.bias"] = bias[::4]
+    return renamed

@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from affinity_lib.backbones.base import Backbone
 from affinity_lib.backbones.mxnet_params import MAGIC, read_params
-from affinity_lib.backbones.tfjs import read_tfjs
-from affinity_lib.backbones.weight_names import rename
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 
 LEAST_FILLED = 0.9
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weight", "params")
+"""Names under which checkpoints keep the state dict, the likeliest first."""
+
+_NO_WEIGHTS = {
+    b"<": "a page of a website: download the file itself",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
+    b"{": "JSON, often a server's message: download the file itself",
+    b"\x89HDF": "HDF5, as Keras writes it: take PyTorch's weights of this network",
+    b"\x1f\x8b": "packed with gzip: unpack it first",
+}
+"""What is saved under the name of weights by mistake: the first bytes -> what it is, and the remedy."""
+
+_OF_NUMPY = ("dtype", "ndarray") + tuple(
+    f"{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")
+)
+
+
+class _Pickled:
+    """Stands for an array, a number or a type of numpy's, whose own unpickling forged bytes crash."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments, self.state = arguments, ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def tensor(self) -> Tensor | None:
+        """The tensor that it holds, if it is a whole array of numbers."""
+        try:
+            _, shape, kind, fortran, data = self.state
+            dtype = np.dtype(re.fullmatch(r"[biuf]\d", kind.arguments[0])[0])
+            array = np.frombuffer(data, dtype.newbyteorder(kind.state[1])).reshape(
+                shape, order="F" if fortran else "C"
+            )
+            return torch.from_numpy(array.astype(dtype))
+        except (AttributeError, IndexError, KeyError, MemoryError, TypeError, ValueError):
+            return None
 
 
 def load_backbone(backbone: Backbone, path: str | Path) -> list[str]:
@@ -27,7 +68,6 @@ def load_backbone(backbone: Backbone, path: str | Path) -> list[str]:
       checkpoints of AffinityNet's authors (``.pth``).
     - VGG16: torchvision's, and the authors' checkpoints.
     - timm's networks: timm's own files, and torchvision's where the names agree (ResNet-50).
-    - ResNet-50 of Keras ("resnet50_v1"): the ``model.json`` of its TensorFlow.js files.
     - any backbone: its own state dict, ``.pth`` or ``.safetensors``, alone or within a network's.
 
     What the backbone has no place for (classifiers, heads) is left aside; nothing in a file is
@@ -42,8 +82,9 @@ def load_backbone(backbone: Backbone, path: str | Path) -> list[str]:
         warning names them too.
 
     Raises:
-        InputError: no such file, a damaged one, one with NaN or infinity, or one that fills
-            less than 90 % of the backbone's tensors or of their values, with what was missing.
+        InputError: no such file, a damaged one, one with NaN or infinity, one that holds the
+            network twice (an average beside it), or one that fills less than 90 % of the
+            backbone's tensors or of their values, with what was missing.
 
     >>> import tempfile
     >>> from affinity_lib.backbones import build_backbone
@@ -107,8 +148,8 @@ def fill_backbone(backbone: Backbone, tensors: Mapping[str, Tensor], source: str
         InputError: see ``load_backbone``.
     """
     wanted = {k: v for k, v in backbone.state_dict().items() if not k.endswith("batches_tracked")}
-    found = rename(backbone, tensors, source)
-    fitting = {k: v for k, v in found.items() if k in wanted and v.shape == wanted[k].shape}
+    found = _translated(backbone, tensors, wanted, source)
+    fitting = _fitting(found, wanted)
     missing = [k for k in wanted if k not in fitting]
     values = sum(wanted[k].numel() for k in fitting) / sum(v.numel() for v in wanted.values())
     filled = min(values, len(fitting) / len(wanted))
@@ -127,45 +168,127 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a weight file, by the names that they have in it.
 
     Args:
-        path: MXNet's ``.params``, a state dict of PyTorch (also inside a dict, under
-            ``"state_dict"`` or ``"model"``), safetensors, or the ``model.json`` of a
-            TensorFlow.js model. A relative path that is not there is looked for from the
-            project's folder.
+        path: MXNet's ``.params``, a state dict of PyTorch (also within a checkpoint, under any of
+            ``WRAPPERS`` or as its only one) or safetensors. A relative path that is not there is
+            looked for from the project's folder.
 
     Returns:
-        Tensors by name, without the ``module.`` that data-parallel training puts before them.
+        Tensors by name, without the ``module.`` and ``_orig_mod.`` that data-parallel training and
+        ``torch.compile`` put before them; arrays of numpy become tensors.
 
     Raises:
-        InputError: no such file, or it cannot be read as one of the four.
+        InputError: no such file, it cannot be read as one of the three, or it holds several state
+            dicts and none of the usual name.
     """
     path = Path(path)
     if not path.exists() and not path.is_absolute():
         path = find_root() / path
     try:
         with open(path, "rb") as stream:
-            start = stream.read(9)
+            start = stream.read(32)
     except OSError as error:
         raise InputError(f"cannot read weights {path} ({error.strerror}); check the path") from None
     if int.from_bytes(start[:8], "little") == MAGIC:
         return {name: torch.from_numpy(array) for name, array in read_params(path).items()}
-    if path.suffix == ".json":
-        return {name: torch.from_numpy(array) for name, array in read_tfjs(path).items()}
+    content = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not content:
+        raise InputError(f"{path} is empty; fetch it again")
+    for first, what in _NO_WEIGHTS.items():
+        if content.startswith(first):
+            raise InputError(f"{path} holds no weights, it is {what}")
+    tensors = {str(k): _tensor(v) for k, v in _state_dict(_unpickled(path, start), path).items()}
+    return {
+        re.sub(r"^((module|_orig_mod)\.)+", "", k): v for k, v in tensors.items() if v is not None
+    }
+
+
+def _unpickled(path: Path, start: bytes) -> Any:
+    """What is in a file of safetensors or PyTorch, without running any code of it."""
     try:
-        if start[8:] == b"{":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        if start[8:9] == b"{":
+            return safetensors.torch.load_file(path)
+        beside = [argparse.Namespace, PosixPath, _Pickled]  # found beside tensors, and harmless
+        beside += [(_Pickled, f"numpy.{name}") for name in _OF_NUMPY]
+        # Formats other than zip announce lengths: of bytes in memory, no more is taken.
+        source = path if start.startswith(b"PK") else io.BytesIO(path.read_bytes())
+        with torch.serialization.safe_globals(beside):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no weights can raise anything
+        needed = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        if needed:
+            raise InputError(
+                f"{path} holds no weights that can be read safely: it needs the code of {needed[1]}, "
+                "which is not run; load it where it was made and save network.state_dict()"
+            ) from error
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path} is a TorchScript program, which is not run; load it with torch.jit.load "
+                "and save its state_dict()"
+            ) from error
         raise InputError(
             f"{path} holds no weights that can be read safely ({type(error).__name__}); "
-            "it must be MXNet's .params, a PyTorch state dict, safetensors or TensorFlow.js's model.json"
+            "it must be MXNet's .params, a PyTorch state dict or safetensors"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path} holds no state dict; save network.state_dict() instead")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+
+
+def _state_dict(content: Any, path: Path) -> Mapping:
+    """The mapping that holds the tensors, found by its usual name or as the only one."""
+    while isinstance(content, Mapping):
+        inner = {k: v for k, v in content.items() if isinstance(v, Mapping) and _holds_tensors(v)}
+        usual = [key for key in WRAPPERS if key in inner] or list(inner)
+        if not usual:
+            break
+        if len(usual) > 1 and usual[0] not in WRAPPERS:
+            raise InputError(
+                f"{path} holds several state dicts, {', '.join(map(str, inner))}: save the one "
+                "that is meant to a file of its own"
+            )
+        content = inner[usual[0]]
+    if isinstance(content, Mapping) and any(_tensor(v) is not None for v in content.values()):
+        return content
+    raise InputError(f"{path} holds no state dict; save network.state_dict() instead")
+
+
+def _holds_tensors(content: Mapping) -> bool:
+    """Whether there are named tensors in it, at any depth; an optimizer numbers its own."""
+    return any(
+        isinstance(key, str)
+        and (_holds_tensors(v) if isinstance(v, Mapping) else _tensor(v) is not None)
+        for key, v in content.items()
+    )
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, _Pickled):
+        return value.tensor()
+    return value if isinstance(value, Tensor) else None
+
+
+def _translated(
+    backbone: Backbone, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The tensors under the backbone's names, without the prefix of the network that they lie in."""
+    dots = {key: [match.end() for match in re.finditer(r"\.", key)][:3] for key in tensors}
+    prefixes = ["", *(key[:end] for key, ends in dots.items() for end in ends)]
+    prefixes = sorted(dict.fromkeys(prefixes), key=len)
+    found, fits = {}, {}
+    for prefix in prefixes:
+        inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        found[prefix] = backbone.translate(inner)
+        fits[prefix] = len(_fitting(found[prefix], wanted))
+    best = [prefix for prefix in prefixes if fits[prefix] == max(fits.values())]
+    if fits[best[0]] >= LEAST_FILLED * len(wanted):
+        others = [prefix for prefix in best if not prefix.startswith(best[0])]
+        if others:
+            raise InputError(
+                f"{source} holds the network more than once, as {best[0]} and {others[0]}: save "
+                "the one that is meant to a file of its own"
+            )
+    return found[best[0]]
+
+
+def _fitting(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in found.items() if k in wanted and v.shape == wanted[k].shape}
 
 
 def _refusal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import http.client
 import shutil
 import struct
@@ -15,10 +16,10 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from torchvision.datasets.utils import calculate_md5
-from tqdm import tqdm
 
-from affinity_lib.errors import InputError
 from affinity_lib.data.files import write_aside
+from affinity_lib.data.progress import Progress
+from affinity_lib.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def unpack(path: str | Path, target: str | Path, folder: str, parts: Iterable[st
                         found.add(part)
                         inner = member.replace(name=name.removeprefix(f"{folder}/"), deep=False)
                         archive.extract(inner, aside, filter="data")
-        except (tarfile.TarError, EOFError, zlib.error, struct.error) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, struct.error) as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it, and it is fetched again"
             ) from error
@@ -155,7 +156,7 @@ def _receive(url: str, part: Path) -> None:
     with response, part.open("ab" if response.status == 206 else "wb") as file:
         left = int(response.headers.get("Content-Length") or 0)
         total = file.tell() + left
-        with tqdm.wrapattr(
+        with Progress.wrapattr(
             response, "read", total=total, initial=file.tell(), desc=part.stem, miniters=1
         ) as body:
             shutil.copyfileobj(body, file, 2**20)

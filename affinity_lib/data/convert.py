@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import random
 import re
 import shutil
-from collections import Counter
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from affinity_lib.data.faults import shortened
+from affinity_lib.data.files import RAW_SUFFIXES, is_plain_jpeg, open_photograph, write_aside
+from affinity_lib.data.layout import MAX_CLASSES, same_class, write_lists, write_tags
+from affinity_lib.data.progress import Progress
+from affinity_lib.data.tag_tables import Row, Table, read_table
+from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.errors import InputError
-from affinity_lib.data.files import open_image, write_aside
-from affinity_lib.data.layout import MAX_CLASSES, write_lists, write_tags
 
 
 def convert(
@@ -24,17 +28,19 @@ def convert(
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> Path:
-    """Make a data set in VOC layout of images and their tags.
+    """Make a data set in VOC layout of images and their tags, and print how they were understood.
 
     Every image that the table names is decoded once. A JPEG is copied byte for byte, unless it
-    has to be turned upright; other formats become JPEG, transparency on white. The classes are
-    all tags in alphabetical order. Masks are not needed; a person who has some puts them in
+    has to be turned upright or is not in RGB or grey; other formats become JPEG, transparency on
+    white. The classes are all tags in alphabetical order; an image without any is one of nothing
+    but background. Masks are not needed; a person who has some puts them in
     ``SegmentationClass`` afterwards, to evaluate.
 
     Args:
         images_dir: the folder of images, of any sizes; subfolders are fine.
-        labels_csv: UTF-8 table with the columns ``file`` (below ``images_dir``) and ``tags``
-            (separated by semicolon, comma or space).
+        labels_csv: see ``read_table``. Its names may lack the folder or the suffix, or have
+            another case, where exactly one file fits. Several rows of one image must have the
+            same tags, unless the table has a row for each tag.
         out_root: the folder to make; nothing or an empty folder may be there.
         val_fraction: part of the images for the val split, 0 <= val_fraction < 1. No class loses
             its last training image to it.
@@ -44,78 +50,176 @@ def convert(
         ``out_root``. It is written aside and renamed: there is all of it or nothing.
 
     Raises:
-        InputError: a table without the columns, an image that is missing, does not decode, is
-            listed twice or has no tag, more than 254 classes, or an ``out_root`` in use.
+        InputError: a table that is not understood, rows or images that cannot be used (the first
+            five, and how many more), more than 254 classes, or an ``out_root`` in use.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> Image.new("RGB", (50, 40)).save(folder / "tom.png")
     >>> _ = (folder / "labels.csv").write_text("file,tags\\ntom.png,cat;sofa\\n")
     >>> root = convert(folder, folder / "labels.csv", folder / "voc", val_fraction=0)
-    >>> (root / "classes.txt").read_text().split()
-    ['cat', 'sofa']
+    images: 1, of them 1 for train and 0 for val
+    column file names the images and column tags holds their tags, separated by semicolons
+         1  cat
+         1  sofa
     """
     images_dir, out_root = Path(images_dir), Path(out_root)
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}")
     if out_root.exists() and (not out_root.is_dir() or any(out_root.iterdir())):
         raise InputError(f"{out_root} is in use: give a new folder, or remove it first")
-    table = _read_table(Path(labels_csv), images_dir)
-    classes = sorted({tag for _, tags in table.values() for tag in tags})
+    if not images_dir.is_dir():
+        raise InputError(f"{images_dir} is no folder: give the one that holds the images")
+    table = read_table(labels_csv)
+    images = _images(Path(labels_csv), table, images_dir)
+    tags = {image_id: tags for image_id, (_, tags) in images.items()}
+    classes = sorted({tag for names in tags.values() for tag in names})
     if len(classes) > MAX_CLASSES:
         raise InputError(f"{labels_csv} has {len(classes)} different tags, more than {MAX_CLASSES}")
-    val = _draw_val({image_id: tags for image_id, (_, tags) in table.items()}, val_fraction, seed)
+    val = _draw_val(tags, val_fraction, seed)
+    faults = table.faults
     with write_aside(out_root) as aside:
         (aside / "JPEGImages").mkdir(parents=True)
-        for image_id, (source, tags) in table.items():
-            size = _write_jpeg(source, aside / "JPEGImages" / f"{image_id}.jpg")
-            write_tags(aside / "Annotations" / f"{image_id}.xml", tags, size)
-        train = [image_id for image_id in table if image_id not in val]
+        for image_id, (source, names) in Progress(images.items(), "images"):
+            try:
+                size = _write_jpeg(source, aside / "JPEGImages" / f"{image_id}.jpg")
+                write_tags(aside / "Annotations" / f"{image_id}.xml", names, size)
+            except InputError as error:
+                faults.append(str(error))
+        if faults:
+            head = [f"{len(faults)} faults:"] if len(faults) > 1 else []
+            raise InputError("\n  ".join([*head, *shortened(faults)]))
+        train = [image_id for image_id in tags if image_id not in val]
         write_lists(aside, classes, {"train": train, "val": sorted(val)})
+    print(_summary(tags, len(val), table.notes))
     return out_root
 
 
-def _read_table(path: Path, images_dir: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Image id -> (file, tags), in the order of the ids."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: write a table with columns file and tags") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no UTF-8 CSV table ({error}): save it as one") from error
-    if not {"file", "tags"} <= set(columns):
-        raise InputError(
-            f"{path} must have the columns file and tags, separated by commas, got "
-            f"{', '.join(columns) or 'nothing'}"
+def _write_jpeg(source: Path, path: Path) -> tuple[int, int]:
+    """Copy a JPEG or make one; returns (width, height)."""
+    image = open_photograph(source)
+    if is_plain_jpeg(source):
+        shutil.copyfile(source, path)
+    else:
+        image.save(path, format="JPEG", quality=95, subsampling=0)
+    return image.size
+
+
+def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Image id -> (file, tags), sorted by id; what is wrong goes to the table's faults."""
+    files = _Files(images_dir)
+    rows: dict[Path, list[Row]] = defaultdict(list)
+    for row in table.rows:
+        try:
+            rows[files.find(row.name)].append(row)
+        except InputError as error:
+            table.faults.append(f"row {row.number} of {path} {error}")
+    found: dict[str, tuple[Path, tuple[str, ...]]] = {}
+    united = 0
+    for file, same in rows.items():
+        name = str(file.relative_to(images_dir))
+        image_id = re.sub(
+            r"[^\w.-]+", "_", unicodedata.normalize("NFC", name[: -len(file.suffix) or None])
         )
-    if not rows:
-        raise InputError(f"{path} names no image: write one image a line")
-    table: dict[str, tuple[Path, list[str]]] = {}
-    for line, row in enumerate(rows, start=2):
-        name, where = (row["file"] or "").strip(), f"row {line} of {path}"
-        source = images_dir / name
-        if None in row:
-            raise InputError(f"{where} has too many cells: separate its tags by semicolons")
-        tags = list(dict.fromkeys(re.findall(r"[^;,\s]+", row["tags"] or "")))
-        if not source.resolve().is_relative_to(images_dir.resolve()) or not source.is_file():
-            raise InputError(f"{where} names {name!r}, which is not a file in {images_dir}")
-        if not tags:
-            raise InputError(f"{where}: {name} has no tag: write one or take the row out")
-        if "background" in tags:
-            raise InputError(f"{where}: background is no tag, it is what no tag names: take it out")
-        image_id = re.sub(r"[^\w.-]+", "_", str(Path(name).with_suffix("")))
-        if image_id in table:
-            raise InputError(
-                f"{where}: {name} and {table[image_id][0].name} would both be {image_id}.jpg: "
-                "rename one, or write all tags of an image in one row"
+        which = f"rows {', '.join(str(row.number) for row in same)} of {path}"
+        if len({_parts(row.name)[:-1] for row in same}) > 1:
+            names = " and ".join(dict.fromkeys(row.name for row in same))
+            table.faults.append(f"{which} name {names}, which only {file} fits: correct one")
+        elif len({frozenset(row.tags) for row in same}) > 1 and not table.one_tag_a_row:
+            table.faults.append(
+                f"{which} give {name} different tags: write all tags of an image in one row"
             )
-        table[image_id] = (source, tags)
-    return dict(sorted(table.items()))
+        elif image_id in found:
+            table.faults.append(
+                f"row {same[0].number} of {path}: {name} and {found[image_id][0].name} would both "
+                f"be {image_id}.jpg: rename one"
+            )
+        else:
+            united += len(same) > 1
+            tags = dict.fromkeys(tag for row in same for tag in row.tags)
+            found[image_id] = (file, tuple(tags))
+    if united:
+        table.notes.append(
+            f"images with several rows, each with the tags of all its rows: {united}"
+        )
+    return dict(sorted(found.items()))
 
 
-def _draw_val(tags: Mapping[str, list[str]], fraction: float, seed: int) -> set[str]:
+class _Files:
+    """The files of a folder, found by whatever of their names is certain."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.exact: dict[str, Path] = {}
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        suffixes = {*Image.registered_extensions(), *RAW_SUFFIXES, ".heic", ".heif"}
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder)
+            if file.is_file() and not any(part.startswith(".") for part in name.parts):
+                self.exact[name.as_posix()] = file
+                self.by_name[_parts(name.as_posix())[-1]].append(file)
+                if file.suffix.lower() in suffixes:
+                    self.by_name[_parts(name.with_suffix("").as_posix())[-1]].append(file)
+
+    def find(self, name: str) -> Path:
+        """The file of that name, or the only one that fits without case, suffix or folders."""
+        if name in self.exact:
+            return self.exact[name]
+        *folders, last = _parts(name) or ("",)
+        there = {file: _parts(str(file.relative_to(self.folder))) for file in self.by_name[last]}
+        for whole in (True, False):
+            for with_suffix in (True, False):
+                fitting = [
+                    file
+                    for file, (*above, base) in there.items()
+                    if (base == last) == with_suffix and _agree(above, folders, whole)
+                ]
+                if len(fitting) > 1:
+                    names = " or ".join(str(f.relative_to(self.folder)) for f in fitting[:3])
+                    raise InputError(f"names {name!r}, which may be {names}: write all of its name")
+                if fitting:
+                    return fitting[0]
+        raise InputError(f"names {name!r}, which is not a file in {self.folder}: correct it")
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and name on any system, without what differs from one to another."""
+    plain = unicodedata.normalize("NFC", name).replace("\\", "/").casefold()
+    return tuple(part for part in plain.split("/") if part not in ("", "."))
+
+
+def _agree(above: Sequence[str], folders: Sequence[str], whole: bool) -> bool:
+    """Whether folders are the same, or the last ones as far as both go."""
+    if whole:
+        return list(above) == list(folders)
+    common = min(len(above), len(folders))
+    return list(above[len(above) - common :]) == list(folders[len(folders) - common :])
+
+
+def _summary(tags: Mapping[str, Sequence[str]], num_val: int, notes: Sequence[str]) -> str:
+    """How many images each class has and how the table was understood, for a person to check."""
+    counts = Counter(tag for names in tags.values() for tag in names)
+    none = sum(not names for names in tags.values())
+    lines = [
+        f"images: {len(tags)}, of them {len(tags) - num_val} for train and {num_val} for val",
+        *notes,
+    ]
+    lines += _near_voc(sorted(counts))
+    lines += [f"{counts[tag]:>6}  {tag}" for tag in sorted(counts)]
+    return "\n".join(
+        [*lines, *([f"{none:>6}  (without a tag: nothing but background)"] * (none > 0))]
+    )
+
+
+def _near_voc(classes: Sequence[str]) -> list[str]:
+    """A question for each class that is not one of VOC's, where the others are."""
+    meant = {name: same_class(name, VOC_CLASSES) for name in classes if name not in VOC_CLASSES}
+    if len(meant) == len(classes) or not all(meant.values()):
+        return []
+    return [f"{name} is none of VOC's classes: did you mean {meant[name]}?" for name in meant]
+
+
+def _draw_val(tags: Mapping[str, Sequence[str]], fraction: float, seed: int) -> set[str]:
     """Draw images for val, leaving each class a training image."""
     left = Counter(tag for names in tags.values() for tag in names)
     wanted = max(round(fraction * len(tags)), 1) if fraction else 0
@@ -125,20 +229,3 @@ def _draw_val(tags: Mapping[str, list[str]], fraction: float, seed: int) -> set[
             val.add(image_id)
             left.subtract(tags[image_id])
     return val
-
-
-def _write_jpeg(source: Path, path: Path) -> tuple[int, int]:
-    """Copy a JPEG or make one; returns (width, height)."""
-    image = open_image(source)
-    upright = image.getexif().get(0x0112, 1) == 1
-    if image.format in ("JPEG", "MPO") and upright:
-        shutil.copyfile(source, path)
-        return image.size
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{source} has {image.mode} pixels: save it with 8 bits a colour")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image.convert("RGB").save(path, format="JPEG", quality=95, subsampling=0)
-    return image.size

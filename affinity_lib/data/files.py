@@ -6,18 +6,18 @@ a hidden name beside it and is removed when its writer fails.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from affinity_lib.errors import InputError
@@ -91,7 +91,7 @@ def load_json(path: str | Path) -> Any:
     path = _existing(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON ({error}): remove it and run the step that writes it again"
         ) from error
@@ -205,8 +205,11 @@ def load_scores(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     path = _existing(path)
     try:
         with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
-            return file["tags"], file["scores"].astype(np.float32)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            tags, scores = file["tags"], file["scores"].astype(np.float32)
+        if tags.dtype != np.int64 or scores.ndim != 3 or tags.shape != scores.shape[:1]:
+            raise ValueError(f"{scores.shape} for tags {tags.shape} of {tags.dtype}")
+        return tags, scores
+    except Exception as error:  # bytes that are no archive of arrays can raise anything
         raise InputError(
             f"{path} does not hold whole score maps ({error}): "
             "remove it and run the step that writes it again"
@@ -219,6 +222,21 @@ def missing(ids: Sequence[str], folder: Path, suffix: str) -> list[str]:
     return [image_id for image_id in ids if not (Path(folder) / f"{image_id}.{suffix}").exists()]
 
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""What is read as an image, by its content and whatever its suffix; nothing that runs programs."""
+
+MAX_PIXELS = 120_000_000
+"""More would take over a gigabyte to decode and to turn upright."""
+
+RAW_SUFFIXES = (
+    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw",
+)  # fmt: skip
+"""Cameras' raw files, which decode as the small preview in them."""
+
+_ORIENTATION = 0x0112  # of EXIF
+_HEIF = (b"heic", b"heix", b"heif", b"hevc", b"mif1")
+
+
 def open_image(path: str | Path) -> Image.Image:
     """Open and decode an image in the mode its file has.
 
@@ -228,6 +246,51 @@ def open_image(path: str | Path) -> Image.Image:
     with _opened(path) as image:
         image.load()
         return image
+
+
+def open_photograph(path: str | Path) -> Image.Image:
+    """A photograph as a person sees it: upright, RGB, transparency on white.
+
+    Args:
+        path: a file in one of the formats of ``IMAGE_FORMATS`` with 8 bits a colour.
+
+    Raises:
+        InputError: there is no such file, it does not decode, holds several images, has more bits
+            a colour, or is the raw file of a camera.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "clear.png"
+    >>> Image.new("RGBA", (40, 30), (0, 0, 0, 0)).save(file)
+    >>> open_photograph(file).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not there: check its name")
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise InputError(f"{path} is the raw file of a camera: develop it to a JPEG")
+    with _opened(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # whose second image is a preview
+            raise InputError(f"{path} holds {frames} images: save the one that is meant")
+        if image.mode.startswith(("I", "F")):
+            raise InputError(f"{path} has {image.mode} pixels: save it with 8 bits a colour")
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+def is_plain_jpeg(path: str | Path) -> bool:
+    """Whether an image is a JPEG that every program shows alike: RGB or grey, stored upright.
+
+    Raises:
+        InputError: the file is missing or is no image.
+    """
+    with _opened(path) as image:
+        plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        return plain and image.getexif().get(_ORIENTATION, 1) == 1
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -243,13 +306,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        # Read at once: a decoder that is told to read a gigabyte of it takes no more than there is.
+        content = Path(path).read_bytes()
+    except OSError as error:
+        reason = "is missing" if not Path(path).exists() else f"cannot be read ({error.strerror})"
+        raise InputError(f"{path} {reason}: unpack the whole data set") from error
+    try:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             yield image
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: unpack the whole data set") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path} does not decode as an image ({error}): get the file again or take it out"
+            f"{path} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller"
+        ) from error
+    except Exception as error:  # bytes that are no image can raise anything
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
+            raise InputError(f"{path} is a HEIC photograph: save it as JPEG") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise InputError(
+            f"{path} does not decode as an image ({'unknown format' if unknown else error}): "
+            "get the file again or take it out"
         ) from error
 
 

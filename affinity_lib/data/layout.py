@@ -1,16 +1,32 @@
-"""What makes a folder of images a data set in VOC layout: annotations, lists, class names."""
+"""The files that make a folder of images a data set: annotations, lists and class names.
+
+What other programs write is read as far as its meaning is certain, and refused otherwise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import codecs
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from affinity_lib.errors import InputError
 from affinity_lib.data.files import write_aside
+from affinity_lib.errors import InputError
 
 MAX_CLASSES = 254
 """Labels are bytes: 0 is background and 255 void."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""What the name of an image in ``JPEGImages`` ends with, in small letters or in capitals."""
+
+_FLAGS = ("1", "+1", "0", "-1")
+_OTHER_NAMES = {
+    "airplane": "aeroplane", "plane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa",
+    "tv": "tvmonitor", "television": "tvmonitor", "monitor": "tvmonitor",
+}  # fmt: skip
 
 
 def write_tags(path: str | Path, names: Iterable[str], size: tuple[int, int]) -> None:
@@ -24,8 +40,8 @@ def write_tags(path: str | Path, names: Iterable[str], size: tuple[int, int]) ->
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "a.xml"
     >>> write_tags(file, ["cat"], (500, 375))
-    >>> ElementTree.parse(file).findtext("object/name")
-    'cat'
+    >>> read_tags(file)
+    ('cat',)
     """
     path = Path(path)
     root = ElementTree.Element("annotation")
@@ -38,6 +54,29 @@ def write_tags(path: str | Path, names: Iterable[str], size: tuple[int, int]) ->
     ElementTree.indent(root)
     with write_aside(path) as aside:
         ElementTree.ElementTree(root).write(aside, encoding="utf-8")
+
+
+def read_tags(path: str | Path) -> tuple[str, ...]:
+    """The class names of the objects in a VOC annotation, each once; none is an image without tags.
+
+    Raises:
+        InputError: the file is missing, is not XML or no annotation, or an object has no name.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: unpack the annotations of the data set") from error
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
+        raise InputError(f"{path} is not XML ({error}): get the file again") from error
+    if root.tag != "annotation":
+        raise InputError(
+            f"{path} is no annotation of VOC, it begins with <{root.tag}>: write <annotation> with "
+            "an <object> for each tag"
+        )
+    names = {" ".join((item.findtext("name") or "").split()) for item in root.findall("object")}
+    if "" in names:
+        raise InputError(f"{path} has an object without a name: write its class, or take it out")
+    return tuple(sorted(names))
 
 
 def write_lists(
@@ -53,7 +92,7 @@ def write_lists(
     >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
     >>> write_lists(root, ["cat", "dog"], {"train": ["b", "c"], "val": ["a"]})
-    >>> (root / "ImageSets/Segmentation/trainval.txt").read_text().split()
+    >>> read_ids(root / "ImageSets/Segmentation/trainval.txt")
     ['a', 'b', 'c']
     """
     root = Path(root)
@@ -62,6 +101,31 @@ def write_lists(
     for path, lines in {**files, root / "classes.txt": classes}.items():
         with write_aside(path) as aside:
             aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_ids(path: str | Path, images: Collection[str] = ()) -> list[str]:
+    """The image ids in a split's list, as it has them: in its order, repeated where it repeats.
+
+    A line is ``ID``, ``ID  1`` (``0``, ``-1``: the lists of single classes in ``ImageSets/Main``
+    name every image and tell which has the class; the tags tell that here), or the path of the
+    image, alone or with that of its mask.
+
+    Args:
+        path: the list.
+        images: names of the files in ``JPEGImages``: an id that has blanks is known by them.
+
+    Raises:
+        InputError: the file cannot be read as text, or a line has two meanings.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "train_aug.txt"
+    >>> _ = file.write_text("2007_1\\n2007_2 -1\\n/JPEGImages/2007_3.jpg /Masks/2007_3.png\\n")
+    >>> read_ids(file)
+    ['2007_1', '2007_2', '2007_3']
+    """
+    stems = {_stem(name) for name in images}
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    return [_id(line, stems, path) for line in lines if line]
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
@@ -76,12 +140,116 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     >>> read_classes(root / "classes.txt")
     ('cat', 'dog')
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    names = tuple(line.strip() for line in lines if line.strip())
-    different = len(set(names)) == len(names) and "background" not in names
+    lines = (" ".join(line.split()) for line in read_text(path).splitlines())
+    names = tuple(line for line in lines if line)
+    spelled = {_spelling(name) or name for name in names}
+    different = len(spelled) == len(names) and "background" not in spelled
     if not 1 <= len(names) <= MAX_CLASSES or not different:
         raise InputError(
             f"{path} must name 1 to {MAX_CLASSES} different classes, one a line and without "
-            f"'background', got {len(names)} names"
+            f"'background' (Cat and cat are one), got {len(names)} names"
         )
     return names
+
+
+def split_classes(text: str, names: Collection[str]) -> list[str]:
+    """The class names in a text: separated by commas or semicolons if it has any.
+
+    Without those it is one name, unless it is no class as a whole and spaces separate classes.
+
+    Args:
+        text: as a parameter gives it.
+        names: the classes of the data set.
+
+    Raises:
+        InputError: the text is a class, and so is each word of it.
+
+    >>> names = ["cat", "dog", "traffic light"]
+    >>> split_classes("cat dog", names), split_classes("traffic light", names)
+    (['cat', 'dog'], ['traffic light'])
+    >>> split_classes("traffic light; cat", names)
+    ['traffic light', 'cat']
+    """
+    parts = [" ".join(part.split()) for part in re.split("[,;]", text)]
+    if len(parts) > 1:
+        return [part for part in parts if part]
+    whole, words = parts[0], parts[0].split()
+    if whole in names and len(words) > 1 and all(word in names for word in words):
+        raise InputError(
+            f"classes {whole!r} is one class and also {len(words)} classes: separate names by "
+            "commas, and end a single one with a comma"
+        )
+    return words if whole not in names and any(word in names for word in words) else [whole]
+
+
+def same_class(name: str, names: Iterable[str]) -> str:
+    """The class that is meant for certain by a name in another spelling; empty for none.
+
+    >>> same_class("Tv/Monitor", ["sofa", "tvmonitor"]), same_class("airplane", ["aeroplane"])
+    ('tvmonitor', 'aeroplane')
+    """
+    spelled = {_spelling(known): known for known in names} | {"": ""}
+    spelling = _spelling(name)
+    return spelled.get(spelling) or spelled.get(_OTHER_NAMES.get(spelling, ""), "")
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """A hint to stand behind an unknown class name; empty if none is like it.
+
+    >>> did_you_mean("hors", ["cow", "horse"])
+    " (did you mean 'horse'?)"
+    """
+    close = same_class(name, names) or next(iter(difflib.get_close_matches(name, names, 1)), "")
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def beside(path: Path) -> str:
+    """A hint to stand behind a missing file: those of the same name but for case and suffix."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    like = [name for name in names if Path(name).stem.casefold() == path.stem.casefold()]
+    return f" (there is {' and '.join(sorted(like))})" if like else ""
+
+
+def read_text(path: str | Path) -> str:
+    """A text file as editors save it: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        InputError: it is missing or holds something else.
+    """
+    try:
+        content = Path(path).read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{path} is no text, it has zero bytes: save it as UTF-8")
+    return text
+
+
+def _id(line: str, stems: Collection[str], path: str | Path) -> str:
+    whole, words = _stem(line), [_stem(word) for word in re.split(r"[\s,;]+", line) if word]
+    first, *more = words or [""]
+    flagged = len(more) == 1 and more[0] in _FLAGS
+    if whole in stems and flagged and first in stems:
+        raise InputError(f"{path}: {line!r} may be the image {first} or {whole}: rename one")
+    same = flagged or all(word == first for word in more)
+    image_id = first if same and whole not in stems else whole
+    if not image_id or (not same and image_id not in stems and re.search(r"[/\\]", line)):
+        raise InputError(f"{path} has the line {line!r}, which is no image: write its id alone")
+    return image_id
+
+
+def _stem(name: str) -> str:
+    """A file's name without its folder and the suffix of an image."""
+    name = re.split(r"[/\\]", name)[-1]
+    suffix = next((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
+    return name.removesuffix(name[len(name) - len(suffix) :]) or name
+
+
+def _spelling(name: str) -> str:
+    """What stays of a name in every spelling: "TV/Monitor" and "tv_monitor" are the same."""
+    return re.sub(r"[\s_./-]+", "", name.casefold())

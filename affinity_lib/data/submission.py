@@ -7,9 +7,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from affinity_lib.errors import InputError
 from affinity_lib.data.files import write_aside
 from affinity_lib.data.voc import VOC_CLASSES, VOCData, read_labels
+from affinity_lib.errors import InputError
 
 SUBMISSION = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the evaluation server looks for label maps in an archive."""
@@ -17,6 +17,8 @@ SUBMISSION = "results/VOC2012/Segmentation/comp6_test_cls"
 
 def submitted_ids(data: VOCData, split: str) -> list[str]:
     """The images to predict for the server; none, with a line that says so, without their list.
+
+    It is VOC's list of the segmentation task: the one in ``ImageSets/Main`` is of another task.
 
     Args:
         data: the data set.
@@ -28,11 +30,11 @@ def submitted_ids(data: VOCData, split: str) -> list[str]:
     if not split:
         return []
     _check_classes(data)
-    file = data.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not file.is_file():
+    ids = data.ids(split, missing_ok=True)
+    if not ids or data.list_path(split).parent.name != "Segmentation":
         print(f"The data set has no list {split}: nothing is predicted for the server.")
         return []
-    return data.ids(split)
+    return ids
 
 
 def write_submission(data: VOCData, split: str, predictions: Path, path: str | Path) -> Path:

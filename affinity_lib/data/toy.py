@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from affinity_lib.errors import InputError
 from affinity_lib.data.files import load_json, save_json, write_aside
 from affinity_lib.data.layout import write_lists, write_tags
 from affinity_lib.data.toy_objects import CLASSES, draw_object
 from affinity_lib.data.toy_scenery import draw_clutter, draw_ground
 from affinity_lib.data.toy_shapes import Array, Dice, Frame, Layer
 from affinity_lib.data.voc import palette
+from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 
 MARKER = "toy.json"

@@ -3,27 +3,40 @@
 ::
 
     root/
-      JPEGImages/ID.jpg              the images
+      JPEGImages/ID.jpg              the images; .jpeg and .png will do, too
       Annotations/ID.xml             the image's tags: <object><name>cat</name></object>
-      ImageSets/Segmentation/*.txt   a split: one ID a line
+      ImageSets/Segmentation/*.txt   a split: one ID a line; without this folder, ImageSets/Main
       SegmentationClass/ID.png       0 background, 1..C classes, 255 void; only for the evaluator
       classes.txt                    the class names, one a line; without it VOC's twenty
+
+An image without any tag is a negative: it trains the classification network and has no CAM. One
+whose tags are all of classes that were not chosen is left out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
 from PIL import Image
 
+from affinity_lib.data.files import image_size, open_image
+from affinity_lib.data.label_maps import as_bytes, palette, read_labels, write_labels
+from affinity_lib.data.layout import (
+    IMAGE_SUFFIXES,
+    beside,
+    did_you_mean,
+    read_classes,
+    read_ids,
+    read_tags,
+    same_class,
+    split_classes,
+)
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
-from affinity_lib.data.files import image_size, open_image, write_aside
-from affinity_lib.data.layout import read_classes
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -31,20 +44,26 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 
+_COLORS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+_MASKS = ("SegmentationClass", "SegmentationClassAug")  # the second has SBD's, VOC's own come first
+
 
 class VOCData:
     """A data set in VOC layout, seen through C classes numbered 1..C.
 
     Class names come from ``classes``, else from ``root/classes.txt``, else they are VOC's twenty.
-    With ``classes`` a part of the data set's names is chosen: other tags are ignored and the
-    masks' pixels of other classes are background. Files keep the data set's own numbers, so what
-    :meth:`write_labels` writes is read right by any toolbox that knows the data set.
+    With ``classes`` a part of the data set's names is chosen: images that carry other tags alone
+    are left out, other tags are ignored and the masks' pixels of other classes are background.
+    Files keep the data set's own numbers, so what :meth:`write_labels` writes is read right by any
+    toolbox that knows the data set.
 
-    Only :meth:`mask`, :meth:`has_masks` and ``check(split, masks=True)`` touch the ground truth.
+    Only :meth:`mask`, :meth:`with_masks` and :meth:`has_masks` touch the ground truth. What is read of lists and
+    annotations is remembered.
 
     Args:
         root: the folder that holds ``JPEGImages``, e.g. ``VOCdevkit/VOC2012``.
-        classes: class names in the order wanted, or None for all.
+        classes: class names in the order wanted, or a text as :func:`split_classes` takes it;
+            empty or None for all.
 
     Raises:
         InputError: the folder is not in VOC layout, or a class name is not known.
@@ -55,67 +74,161 @@ class VOCData:
     affinity_lib.errors.InputError: ... has no folder JPEGImages: ...
     """
 
-    def __init__(self, root: str | Path, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, root: str | Path, classes: str | Sequence[str] | None = None) -> None:
         self.root = Path(root).expanduser()
-        for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        for folder in ("JPEGImages", "Annotations", "ImageSets"):
             if not (self.root / folder).is_dir():
                 raise InputError(
                     f"{self.root} has no folder {folder}: unpack the whole data set and give the "
                     f"folder that holds JPEGImages{_nested(self.root)}"
                 )
-        classes = classes.split() if isinstance(classes, str) else classes
         own_names = self.root / "classes.txt"
-        names = read_classes(own_names) if own_names.is_file() else VOC_CLASSES
-        self._subset = classes is not None
-        self.classes = tuple(classes) if classes is not None else names
-        for name in self.classes:
-            if name not in names:
-                raise InputError(
-                    f"class {name!r} is not in the data set {self.root}: choose from "
-                    f"{', '.join(names)}"
-                )
-        if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise InputError(f"classes must be one or more different names, got {self.classes}")
+        self._names = read_classes(own_names) if own_names.is_file() else VOC_CLASSES
+        if isinstance(classes, str):
+            classes = split_classes(classes, self._names) if classes.strip() else None
+        self._chosen = bool(classes)
+        self.classes = tuple(classes or self._names)
+        if unknown := [name for name in self.classes if name not in self._names]:
+            raise InputError(
+                f"{self.root} has no class "
+                + ", ".join(f"{name!r}{did_you_mean(name, self._names)}" for name in unknown)
+                + f": choose from {', '.join(self._names)}"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError(f"classes must be different names, got {', '.join(self.classes)}")
         self._number = {name: number for number, name in enumerate(self.classes, start=1)}
-        self._file_values = np.array([0, *(names.index(name) + 1 for name in self.classes)])
+        self._file_values = np.array([0, *(self._names.index(n) + 1 for n in self.classes)])
         # File value -> label: other classes of the data set are background, -1 is nobody's value.
         self._labels = np.full(256, -1, dtype=np.int16)
-        self._labels[: len(names) + 1] = 0
+        self._labels[: len(self._names) + 1] = 0
         self._labels[self._file_values] = np.arange(len(self.classes) + 1)
         self._labels[VOID] = VOID
+        self._read: dict[str, tuple[str, ...]] = {}  # image id -> names in its annotation
+        self._lists: dict[str, list[str]] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_read": {}, "_lists": {}}  # another process reads what it needs
 
     @property
     def colors(self) -> np.ndarray:
         """(C + 1, 3) uint8: the palette's colours of background and the classes."""
         return palette()[self._file_values]
 
-    def ids(self, split: str) -> list[str]:
-        """The image ids of a split, in the list's order.
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of background and the classes in the data set's files, one a label 0..C."""
+        return tuple(self._file_values.tolist())
 
-        Args:
-            split: the name of a list in ``ImageSets/Segmentation``, e.g. "train".
+    def list_path(self, split: str) -> Path:
+        """The list of a split, whether it is there or not.
+
+        It is in ``ImageSets/Segmentation``, or in ``ImageSets/Main`` where the former has no list.
+        """
+        folders = [self.root / "ImageSets" / name for name in ("Segmentation", "Main")]
+        there = [folder for folder in folders if any(folder.glob("*.txt"))]
+        return (there or folders)[0] / f"{split}.txt"
+
+    def listed(self, split: str) -> list[str]:
+        """What a split's list names, in its order: with repetitions, and with what is left out.
 
         Raises:
             InputError: there is no such list, or it is empty.
         """
-        path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-            raise InputError(f"{path} is missing: choose a split that is there ({there})")
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        ids = [image_id for image_id in ids if image_id]
-        if not ids:
-            raise InputError(f"{path} lists no image: write one image id a line")
-        return ids
+        if split not in self._lists:
+            path = self.list_path(split)
+            if not path.is_file():
+                there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
+                raise InputError(f"{path} is missing: choose a split that is there ({there})")
+            ids = read_ids(path, os.listdir(self.root / "JPEGImages"))
+            if not ids:
+                raise InputError(f"{path} lists no image: write one image id a line")
+            self._lists[split] = ids
+        return list(self._lists[split])
 
-    def image(self, image_id: str) -> Image.Image:
-        """An image, decoded, as RGB.
+    def ids(self, split: str, missing_ok: bool = False) -> list[str]:
+        """The image ids of a split that can be used, each once, in the list's order.
+
+        Args:
+            split: the name of a list, e.g. "train"; see :meth:`list_path`.
+            missing_ok: give no ids, instead of an error, where there are none.
 
         Raises:
-            InputError: the file is missing or does not decode.
+            InputError: there is no such list, it is empty, or no image of it carries a class that
+                was chosen.
+        """
+        try:
+            listed = dict.fromkeys(self.listed(split))
+        except InputError:
+            if not missing_ok:
+                raise
+            return []
+        ids = [image_id for image_id in listed if not self.leaves_out(image_id)]
+        if not ids and not missing_ok:
+            raise InputError(
+                f"no image of the {split} split has a tag of the classes "
+                f"{', '.join(self.classes)}: choose other classes or another list"
+            )
+        return ids
+
+    def left_out(self, split: str) -> list[str]:
+        """The images of a split that are not in :meth:`ids`; none where there is no list."""
+        try:
+            listed = dict.fromkeys(self.listed(split))
+        except InputError:
+            return []
+        return [image_id for image_id in listed if self.leaves_out(image_id)]
+
+    def leaves_out(self, image_id: str) -> bool:
+        """Whether the image carries classes, but none that was chosen."""
+        return self._chosen and not self.tags(image_id) and bool(self._names_of(image_id))
+
+    def with_tags(self, ids: Iterable[str]) -> list[str]:
+        """Those of the images that have a tag: they get CAMs and labels, the rest is negative."""
+        return [image_id for image_id in ids if self.tags(image_id)]
+
+    def with_masks(self, ids: Iterable[str]) -> list[str]:
+        """Those of the images that have a mask, so that they can be evaluated."""
+        return [image_id for image_id in ids if os.path.isfile(self.mask_path(image_id))]
+
+    def has_masks(self, ids: Iterable[str]) -> bool:
+        """Whether there are images, and every one of them has a mask."""
+        ids = list(ids)
+        return bool(ids) and self.with_masks(ids) == ids
+
+    def image_path(self, image_id: str) -> Path:
+        """The file of an image: its id and one of ``IMAGE_SUFFIXES``.
+
+        Raises:
+            InputError: there is no such file, or more than one.
         """
         path = self.root / "JPEGImages" / f"{image_id}.jpg"
-        return open_image(path).convert("RGB")
+        stem, capitals = str(path)[: -len(".jpg")], [suffix.upper() for suffix in IMAGE_SUFFIXES]
+        found = [p for s in (*IMAGE_SUFFIXES, *capitals) if os.path.isfile(p := f"{stem}{s}")]
+        if not found:
+            raise InputError(
+                f"{path} is missing{beside(path)}: add the image, or take {image_id} out of the lists"
+            )
+        # where capitals do not matter, .jpg and .JPG are one file
+        if others := [p for p in found[1:] if not os.path.samefile(p, found[0])]:
+            raise InputError(
+                f"{found[0]} and {Path(others[0]).name} are one image: remove one of them"
+            )
+        return Path(found[0])
+
+    def image(self, image_id: str) -> Image.Image:
+        """An image, decoded, as RGB; what is transparent is white.
+
+        Raises:
+            InputError: the file is missing, does not decode or has more than 8 bits a colour.
+        """
+        path = self.image_path(image_id)
+        image = open_image(path)
+        if image.mode not in _COLORS:
+            raise InputError(f"{path} has {image.mode} pixels: save it in RGB, 8 bits a colour")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Width and height of an image, from its header.
@@ -123,31 +236,24 @@ class VOCData:
         Raises:
             InputError: the file is missing or is no image.
         """
-        return image_size(self.root / "JPEGImages" / f"{image_id}.jpg")
+        return image_size(self.image_path(image_id))
 
     def tags(self, image_id: str) -> tuple[int, ...]:
-        """An image's tags as class numbers, ascending, each in 1..C. Empty: nothing we know.
+        """An image's tags as class numbers, ascending, each in 1..C; empty for none of them.
 
         Raises:
-            InputError: the XML is missing, broken or without objects, or (unless ``classes``
-                chose a part) names a class that the data set does not have.
+            InputError: the XML is missing or broken, or names a class that the data set does not
+                have (with ``classes``: one that is a chosen class in another spelling).
         """
-        path = self.root / "Annotations" / f"{image_id}.xml"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: unpack the annotations of the data set")
-        try:
-            objects = ElementTree.parse(path).getroot().findall("object")
-        except ElementTree.ParseError as error:
-            raise InputError(f"{path} is not XML ({error}): unpack it again") from error
-        names = {(item.findtext("name") or "").strip() for item in objects}
-        if not names:
-            raise InputError(f"{path} has no object: add the image's tags or take {image_id} out")
-        unknown = sorted(names - self._number.keys())
-        if unknown and not self._subset:
-            raise InputError(
-                f"{path} has the tag {unknown[0]!r} that no class has: correct it, or add the "
-                f"class to {self.root / 'classes.txt'}"
-            )
+        names = self._names_of(image_id)
+        for name in names:
+            meant = "" if name in self._names else same_class(name, self._names)
+            if name not in self._names and (not self._chosen or meant in self._number):
+                raise InputError(
+                    f"{self._tags_path(image_id)} has the tag {name!r} that no class has"
+                    f"{did_you_mean(name, self._names)}: correct it, or add the class to "
+                    f"{self.root / 'classes.txt'}"
+                )
         return tuple(sorted(self._number[name] for name in names if name in self._number))
 
     def multi_hot(self, ids: Iterable[str]) -> torch.Tensor:
@@ -158,29 +264,28 @@ class VOCData:
             row[[tag - 1 for tag in tags]] = 1
         return target
 
+    def mask_path(self, image_id: str) -> Path:
+        """The file of an image's true labels, whether it is there or not."""
+        paths = [self.root / folder / f"{image_id}.png" for folder in _MASKS]
+        return next((path for path in paths if os.path.isfile(path)), paths[0])
+
     def mask(self, image_id: str) -> np.ndarray:
         """An image's true labels, uint8 (H, W): 0 background, 1..C classes, 255 void.
 
-        For the evaluator and for pictures; training sees tags. In a data set without a folder
-        ``SegmentationClass`` nothing is known, so every pixel is void.
+        For the evaluator and for pictures; training sees tags. Of an image without a mask nothing
+        is known, so every pixel is void.
 
         Raises:
-            InputError: the mask is missing, does not decode or holds a label of no class.
+            InputError: the mask does not decode or holds a label of no class.
         """
-        path = self._mask_path(image_id)
-        if not path.parent.is_dir():
-            width, height = self.image(image_id).size
+        path = self.mask_path(image_id)
+        if not os.path.isfile(path):
+            width, height = self.image_size(image_id)
             return np.full((height, width), VOID, np.uint8)
-        if not path.is_file():
-            raise InputError(f"{path} is missing: only images with masks can be evaluated")
         return self.read_labels(path)
 
-    def has_masks(self, ids: Iterable[str]) -> bool:
-        """Whether every one of the images has a mask, so that they can be evaluated."""
-        return all(self._mask_path(image_id).is_file() for image_id in ids)
-
     def read_labels(self, path: str | Path) -> np.ndarray:
-        """Read a palette PNG with the data set's numbers as labels of this object, uint8 (H, W).
+        """Read a label map with the data set's numbers as labels of this object, uint8 (H, W).
 
         Raises:
             InputError: the file is missing, does not decode or holds a label of no class.
@@ -209,97 +314,20 @@ class VOCData:
         values = np.full(256, -1)
         values[: len(self._file_values)] = self._file_values
         values[VOID] = VOID
-        labels = _as_uint8(labels)
+        labels = as_bytes(labels)
         if (values[labels] < 0).any():
             raise InputError(
                 f"labels must be 0..{len(self.classes)} or {VOID}, got {labels.max(initial=0)}"
             )
         write_labels(path, values[labels])
 
-    def check(self, split: str, masks: bool = False) -> None:
-        """Look at every file of a split and refuse the first that is not as it should be.
+    def _names_of(self, image_id: str) -> tuple[str, ...]:
+        if image_id not in self._read:
+            self._read[image_id] = read_tags(self._tags_path(image_id))
+        return self._read[image_id]
 
-        Args:
-            split: the split to look at.
-            masks: look at the ground truth too.
-
-        Raises:
-            InputError: files are missing (a half-unpacked data set), an image or mask does not
-                decode, an XML has no objects, a tag has no class, an image has no tag, or a mask
-                has another size than its image.
-        """
-        ids = self.ids(split)
-        folders = {"JPEGImages": ".jpg", "Annotations": ".xml"}
-        folders |= {"SegmentationClass": ".png"} if masks else {}
-        for folder, suffix in folders.items():
-            missing = [i for i in ids if not (self.root / folder / f"{i}{suffix}").is_file()]
-            if missing:
-                raise InputError(
-                    f"{self.root / folder} misses {len(missing)} of the {len(ids)} files of the "
-                    f"{split} split, first {missing[0]}{suffix}: unpack the whole data set"
-                )
-        for image_id in ids:
-            if not self.tags(image_id):
-                raise InputError(
-                    f"image {image_id} of the {split} split has no tag of the classes "
-                    f"{', '.join(self.classes)}: take it out of the list or choose more classes"
-                )
-            size = self.image(image_id).size
-            if masks and (shape := self.mask(image_id).shape) != size[::-1]:
-                raise InputError(
-                    f"{self._mask_path(image_id)} is {shape[1]} x {shape[0]} pixels but its image "
-                    f"is {size[0]} x {size[1]}: give the mask the image's size"
-                )
-
-    def _mask_path(self, image_id: str) -> Path:
-        return self.root / "SegmentationClass" / f"{image_id}.png"
-
-
-def palette() -> np.ndarray:
-    """VOC's colours, (256, 3) uint8: the bits of a label spread over red, green and blue.
-
-    >>> palette()[[0, 1, 8, 255]].tolist()
-    [[0, 0, 0], [128, 0, 0], [64, 0, 0], [224, 224, 192]]
-    """
-    labels = np.arange(256)[:, None]
-    colors = np.zeros((256, 3), dtype=np.uint8)
-    for step in range(3):
-        bits = labels >> (3 * step + np.arange(3)) & 1
-        colors |= (bits << (7 - step)).astype(np.uint8)
-    return colors
-
-
-def read_labels(path: str | Path) -> np.ndarray:
-    """Read a label map as it stands in the file, uint8 (H, W).
-
-    Raises:
-        InputError: the file is missing, does not decode or holds colours instead of labels.
-    """
-    image = open_image(path)
-    if image.mode not in ("P", "L"):
-        raise InputError(
-            f"{path} is a {image.mode} image without label numbers: save it as a palette PNG"
-        )
-    return np.array(image)
-
-
-def write_labels(path: str | Path, labels: np.ndarray) -> None:
-    """Write a label map as it is, as a PNG in VOC's colours, whole or not at all.
-
-    Args:
-        path: the file, ``*.png``.
-        labels: (H, W) whole numbers 0..255.
-
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "a.png"
-    >>> write_labels(file, np.array([[0, 1, 255]]))
-    >>> read_labels(file).tolist(), open_image(file).mode
-    ([[0, 1, 255]], 'P')
-    """
-    image = Image.fromarray(_as_uint8(labels))
-    image.putpalette(palette().tobytes())
-    with write_aside(path) as aside:
-        image.save(aside, format="PNG")
+    def _tags_path(self, image_id: str) -> Path:
+        return self.root / "Annotations" / f"{image_id}.xml"
 
 
 def _nested(root: Path) -> str:
@@ -308,13 +336,3 @@ def _nested(root: Path) -> str:
         if (root / nested / "JPEGImages").is_dir():
             return f", here {root / nested}"
     return ""
-
-
-def _as_uint8(labels: np.ndarray) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.size == 0 or labels.min() < 0 or labels.max() > 255:
-        raise InputError(
-            f"a label map is (H, W) with labels 0..255, got shape {labels.shape}"
-            + (f" and labels {labels.min()}..{labels.max()}" if labels.size else "")
-        )
-    return labels.astype(np.uint8)

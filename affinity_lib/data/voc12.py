@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
-from tqdm import tqdm
 
 from affinity_lib.data.archives import Archive, fetch
-from affinity_lib.errors import InputError
 from affinity_lib.data.files import write_aside
-from affinity_lib.data.voc import VOC_CLASSES, write_labels
+from affinity_lib.data.label_maps import write_labels
+from affinity_lib.data.layout import read_ids
+from affinity_lib.data.matfile import read_field
+from affinity_lib.data.progress import Progress
+from affinity_lib.data.voc import VOC_CLASSES
+from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 
 SIZES = {"train": 1464, "val": 1449, "train_aug": 10582}
@@ -127,25 +126,17 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            content = loadmat(file, variable_names=["GTcls"])
-        labels = np.asarray(content["GTcls"]["Segmentation"][0, 0])
+        labels = read_field(path.read_bytes(), "GTcls", "Segmentation")
         known = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 2 and labels.size > 0
         if not known or not np.isin(labels, [*range(len(VOC_CLASSES) + 1), VOID]).all():
             raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: unpack the whole of SBD") from error
-    except _NOT_A_MASK as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a mask of SBD ({error}): unpack the data set again"
         ) from error
     return labels.astype(np.uint8)
-
-
-_NOT_A_MASK = (
-    OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, EOFError,
-    struct.error, zlib.error, MatReadError,
-)  # fmt: skip
 
 
 def _find(folder: Path, archive: Archive) -> Path:
@@ -160,10 +151,9 @@ def _find(folder: Path, archive: Archive) -> Path:
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: unpack the data set again") from error
+    if not path.is_file():
+        raise InputError(f"{path} is missing: unpack the data set again")
+    return read_ids(path)
 
 
 def _assemble(root: Path, voc: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
@@ -175,7 +165,7 @@ def _assemble(root: Path, voc: Path, sbd: Path, lists: dict[str, list[str]]) -> 
         (root / folder).mkdir(parents=True)
         for image_id in ids:
             _link(voc / folder / f"{image_id}{suffix}", root / folder / f"{image_id}{suffix}")
-    for image_id in tqdm([i for i in tagged if i not in own], desc="masks of SBD"):
+    for image_id in Progress([i for i in tagged if i not in own], "masks of SBD"):
         labels = read_sbd_mask(sbd / "cls" / f"{image_id}.mat")
         write_labels(root / "SegmentationClass" / f"{image_id}.png", labels)
     (root / _LISTS).mkdir(parents=True)

@@ -5,7 +5,7 @@ A result, such as a folder of CAMs, is made by a cell of a notebook. It depends 
 * the code that its making needs: that cell, and of the statements before it those that bind or
   change a name which is needed (found by going backwards), without comments and docstrings;
 * the settings that were read, or are named in that code;
-* what it reads: the data set and the results of earlier notebooks;
+* what it reads: the data set, the results of earlier notebooks and earlier ones of its own;
 * the modules of the library that this code comes to import, without comments and docstrings; those
   that run notebooks or draw cannot change a number and do not count;
 * the versions of the packages that compute, and the kind of device.
@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +85,33 @@ def needed_code(cells: Sequence[str]) -> str:
     """The statements of some cells that the last cell needs, and the last cell.
 
     Going backwards, a statement is needed if it binds or may change a name that is needed. Calls
-    that only draw or print change nothing.
+    that only draw, print or assert change nothing.
 
     >>> print(needed_code(["a = 1\\nb = 2", "print(b)", "b = 3", "c = a"]))
     a = 1
     c = a
     """
-    last = ast.parse(plain(cells[-1])).body
-    earlier = [s for cell in cells[:-1] for s in _statements(cell)]
-    shows = {"print", "display"} | _bound_to(earlier + last, _SHOWS)
-    kept, needed = [], set()
-    for place, statement in reversed([*enumerate(earlier + last)]):
-        binds = _binds(statement)
-        if place >= len(earlier) or (binds | _changes(statement, shows)) & needed:
-            if isinstance(statement, ast.Import | ast.ImportFrom) and place < len(earlier):
+    return "\n".join(code for code in needed_cells(cells) if code)
+
+
+def needed_cells(cells: Sequence[str]) -> list[str]:
+    """The statements of :func:`needed_code`, each in its cell."""
+    trees = [*map(_statements, cells[:-1]), ast.parse(plain(cells[-1])).body]
+    shows = {"print", "display"} | _bound_to(chain.from_iterable(trees), _SHOWS)
+    kept, needed = [[] for _ in trees], set()
+    for place, statements in reversed([*enumerate(trees)]):
+        for statement in reversed(statements):
+            binds = _binds(statement)
+            last = place == len(trees) - 1
+            if not last and not (binds | _changes(statement, shows)) & needed:
+                continue
+            if isinstance(statement, ast.Import | ast.ImportFrom) and not last:
                 statement.names = [a for a in statement.names if _bound_name(a) in needed]
             if isinstance(statement, _REPLACES):
                 needed -= binds
             needed |= _loads(statement)
-            kept.insert(0, statement)
-    return "\n".join(ast.unparse(statement) for statement in kept)
+            kept[place].insert(0, ast.unparse(statement))
+    return ["\n".join(statements) for statements in kept]
 
 
 def named_settings(code: str) -> set[str]:
@@ -146,11 +154,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def listing(folder: Path) -> str:
     """One hash over names and sizes of the files in a data set's folder."""
-    lines = sorted(
-        f"{path.relative_to(folder).as_posix()} {path.stat().st_size}"
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(".")
-    )
+    try:
+        lines = sorted(
+            f"{path.relative_to(folder).as_posix()} {path.stat().st_size}"
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        )
+    except (OSError, ValueError):  # a folder that cannot be, or cannot be read
+        return ""
     return digest(lines)
 
 

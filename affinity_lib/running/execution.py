@@ -17,11 +17,12 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from affinity_lib.data import progress
 from affinity_lib.data.paths import filled
 from affinity_lib.running import locks
 from affinity_lib.running import manifest as mf
 from affinity_lib.running.plan import Plan
-from affinity_lib.running.results import shown
+from affinity_lib.running.results import display_path
 
 
 class StageFailed(RuntimeError):
@@ -80,13 +81,13 @@ def execute_notebook(
         raise StageFailed(
             f"{stem} failed in cell In [{error.exec_count}], which begins with {begins!r}\n"
             f"{error.ename}: {error.evalue}\n"
-            f"The notebook up to there: {shown(failed)}"
+            f"The notebook up to there: {display_path(failed)}"
         ) from error
     except DeadKernelError as error:
         os.replace(running, failed)
         raise StageFailed(
             f"{stem} failed: its kernel died, as it does when memory runs out\n"
-            f"The notebook up to there: {shown(failed)}"
+            f"The notebook up to there: {display_path(failed)}"
         ) from error
     os.replace(running, final)
     failed.unlink(missing_ok=True)
@@ -121,7 +122,7 @@ def disk_full(run: Path, manifest: Mapping[str, Any]) -> str:
     """Which disk is full, what to do, and what was kept."""
     done = [stem for stem, record in manifest["stages"].items() if record["state"] == "done"]
     return (
-        f"The disk of {shown(run)} is full: free some space and give the same command.\n"
+        f"The disk of {display_path(run)} is full: free some space and give the same command.\n"
         f"Kept, and not run again: {', '.join(done) or 'nothing yet'}"
     )
 
@@ -145,4 +146,4 @@ class _ThisPython(AsyncKernelManager):
         return KernelSpec(env=env, **get_kernel_dict() | {"argv": argv})
 
     async def start_kernel(self, **how: Any) -> None:
-        await super().start_kernel(pass_fds=locks.inherited(), **how)
+        await super().start_kernel(pass_fds=locks.inherited() + progress.inherited(), **how)

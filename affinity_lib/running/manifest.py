@@ -19,6 +19,8 @@ from affinity_lib.training.cores import available_cores
 FORMAT = 2
 """Of the manifest and of the notes beside the results; a run of another format is made anew."""
 
+_KEY_PARTS = ("settings", "inputs", "library", "packages", "machine")
+
 _TOOLS = ("papermill", "nbclient", "ipykernel", "matplotlib", "pillow", "safetensors")
 
 
@@ -30,7 +32,11 @@ def load_manifest(run: Path) -> dict[str, Any]:
     """
     path = run / "manifest.json"
     manifest = load_json(path) if path.is_file() else {"format": FORMAT, "stages": {}}
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+    if manifest.get("format") == FORMAT if isinstance(manifest, dict) else True:
+        good = _is_manifest(manifest)
+    else:  # of another version: no more of it is read
+        good = isinstance(manifest.get("stages"), dict)
+    if not good:
         raise InputError(f"{path} is no manifest of a run: remove it, and the run begins anew")
     return manifest
 
@@ -124,15 +130,52 @@ def inputs_now(run: Path, key: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def surroundings() -> dict[str, Any]:
+def _is_manifest(value: Any) -> bool:
+    """Whether what is read of every manifest is there and of its kind."""
+    stages = value.get("stages") if isinstance(value, dict) else None
+    return (
+        isinstance(stages, dict)
+        and _are_fingerprints(value.get("results", {}))
+        and (value.get("format") != FORMAT or isinstance(value.get("settings", {}), dict))
+        and all(isinstance(record, dict) and _is_record(record) for record in stages.values())
+    )
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    key = record.get("key")
+    return (
+        isinstance(record.get("state"), str)
+        and isinstance(key, dict)
+        and all(isinstance(key.get(part, {}), dict) for part in _KEY_PARTS)
+        and {"settings", "inputs"} <= key.keys()
+        and (DATA not in key["inputs"] or isinstance(key["settings"].get("data_root"), str))
+        and all(_are_fingerprints(record.get(made, {})) for made in ("artifacts", "notebook"))
+        and (record["state"] != "done" or {"artifacts", "notebook", "seconds"} <= record.keys())
+    )
+
+
+def _are_fingerprints(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(value, dict) and {"sha256", "bytes"} <= value.keys() for value in files.values()
+    )
+
+
+def surroundings(device: str = "auto") -> dict[str, Any]:
     """Where a run happens: versions of packages, the seed of Python's hashes, the computer."""
     packages = {"python": platform.python_version()} | cache.versions((*cache.PACKAGES, *_TOOLS))
-    return {"packages": packages, "hash_seed": hash_seed()} | computer()
+    return {"packages": packages, "hash_seed": hash_seed()} | computer(device)
 
 
-def computer() -> dict[str, Any]:
-    """The machine that this runs on, and the number of threads that a notebook computes with."""
+def computer(device: str = "auto") -> dict[str, Any]:
+    """The machine that this runs on, its accelerator, and the threads that a notebook has.
+
+    Args:
+        device: by its name in the settings.
+    """
+    from affinity_lib.training.precision import accelerator
+
     return {
+        "accelerator": accelerator(device),
         "machine": {
             "name": platform.node(),
             "system": platform.platform(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,11 @@ class Plan:
         folder = self.root / "notebooks" / "profiles"
         return resolve(self.profile, self.given, folder)
 
+    def has_tag(self, stem: str, tag: str) -> bool:
+        """Whether a cell of a notebook has a tag, such as "train"."""
+        cells = json.loads(self.notebooks[stem].read_text(encoding="utf-8"))["cells"]
+        return any(tag in cell["metadata"].get("tags", []) for cell in cells)
+
     def with_settings(self, given: Mapping[str, Any]) -> Plan:
         """The same plan with some more settings in place of the profile's.
 
@@ -56,7 +62,7 @@ def make_plan(profile: str, folder: Path | None = None) -> Plan:
         InputError: no notebooks or profile, an unknown setting or a value of the wrong kind.
     """
     folder = folder or find_root() / "notebooks"
-    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]*_*.ipynb"))}
     if not notebooks:
         raise InputError(f"{folder} has no notebooks named like 00_name.ipynb")
     plan = Plan(profile, {}, notebooks)
@@ -70,9 +76,12 @@ def chosen_notebooks(plan: Plan, only: Sequence[str]) -> list[str]:
     Raises:
         InputError: nothing begins like that.
     """
+    chosen = set() if only else set(plan.notebooks)
     for name in only:
-        if not any(stem.startswith(name) for stem in plan.notebooks):
+        found = [stem for stem in plan.notebooks if stem.startswith(name)]
+        if not found:
             raise InputError(
                 f"no notebook starts with {name!r}: there are {', '.join(plan.notebooks)}"
             )
-    return [stem for stem in plan.notebooks if stem.startswith(tuple(only) or "")]
+        chosen |= {stem for stem in found if stem.startswith(f"{name}_")} or set(found)
+    return [stem for stem in plan.notebooks if stem in chosen]

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from affinity_lib.data.files import load_json, save_json
+from affinity_lib.errors import InputError
+from affinity_lib.evaluation import PAPER_NETWORKS, PAPER_TABLE1
 from affinity_lib.running import manifest as mf
-
-TABLE1 = {
-    "cam": ("CAM", 48.0),
-    "cam_crf": ("CAM + dCRF", None),
-    "rw": ("CAM + RW", 58.1),
-    "rw_crf": ("CAM + RW + dCRF", 59.7),
-}
-"""Rows of the paper's Table 1: key in ``results.json`` -> (name, train mIoU in the paper)."""
-
-PAPER_VAL = 61.7
-"""The paper's val mIoU of the segmentation network, Ours-ResNet38 (Table 2)."""
+from affinity_lib.stages import STEPS
 
 _MERGED = ("dataset", "settings", "table1", "segmentation", "per_class")
 
@@ -51,6 +43,28 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
     mf.save_manifest(run, manifest)
 
 
+def load_results(run: Path) -> dict[str, Any]:
+    """What :func:`save_results` saved.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = run / "results.json"
+    results = load_json(path)
+    parts = ("table1", "segmentation", "per_class", "seconds")
+    if not isinstance(results, dict) or not all(_are_numbers(results.get(p), {}) for p in parts):
+        raise InputError(f"{path} does not hold the results of a run: run it again")
+    return results
+
+
+def _are_numbers(value: Any, kind: Any = None) -> bool:
+    """Whether a mapping ends in numbers, or None where there is none, at any depth."""
+    if isinstance(value, dict):
+        return all(_are_numbers(one) for one in value.values())
+    number = isinstance(value, int | float) and abs(value) < 1e15
+    return kind is None and (value is None or number)
+
+
 def seconds_of_sections(notebook: Path, seconds: float) -> dict[str, float]:
     """Seconds of the sections of a notebook that papermill has executed, by their headings.
 
@@ -71,16 +85,26 @@ def seconds_of_sections(notebook: Path, seconds: float) -> dict[str, float]:
     return {heading: round(took, 1) for heading, took in found.items() if took >= 0.05}
 
 
+def beside_paper(results: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """Name, this run's mIoU and the paper's: the rows of Table 1 (train), then the network's (val)."""
+    found = [
+        (f"{name}, train", results["table1"].get(key), paper)
+        for key, (name, paper) in PAPER_TABLE1.items()
+    ]
+    found += [
+        (f"{step.name}, train", results["table1"].get(step.row), None) for step in STEPS if step.row
+    ]
+    ours, paper = results["segmentation"].get("val"), PAPER_NETWORKS["resnet38"][1]
+    return [*found, ("Segmentation network, val", ours, paper)]
+
+
 def summary(run: Path) -> str:
-    """The paper's Table 1 for this run, and the segmentation network's val mIoU, as text."""
-    results = load_json(run / "results.json")
-    lines = ["mIoU in percent           this run  paper", "Table 1, train"]
-    rows = [(name, results["table1"].get(key), paper) for key, (name, paper) in TABLE1.items()]
-    lines += [f"  {name:<24}{_number(ours)}{_number(paper)}" for name, ours, paper in rows]
-    ours = results["segmentation"].get("val")
-    return "\n".join(
-        [*lines, f"{'Segmentation network, val':<26}{_number(ours)}{_number(PAPER_VAL)}"]
-    )
+    """The numbers of a run beside the paper's, as text."""
+    lines = [f"{'mIoU in percent':<26}this run  paper"]
+    for name, *numbers in beside_paper(load_results(run)):
+        shown = ["-" if number is None else f"{number:.1f}" for number in numbers]
+        lines.append(f"{name:<26}{shown[0]:>8}{shown[1]:>7}")
+    return "\n".join(lines)
 
 
 def compare(first: Path, second: Path) -> str:
@@ -92,7 +116,7 @@ def compare(first: Path, second: Path) -> str:
             (name, str(left.get(name, "-")), str(right.get(name, "-")))
             for name in dict.fromkeys([*left, *right])
         ]
-    heads = ("", shown(first), shown(second))
+    heads = ("", display_path(first), display_path(second))
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(3)]
     lines = []
     for row in [heads, *rows]:
@@ -102,14 +126,10 @@ def compare(first: Path, second: Path) -> str:
     return "\n".join(lines)
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as a person would type it: from the current folder where it lies in there."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _number(value: float | None) -> str:
-    return f"{'-' if value is None else format(value, '.1f'):>7} "
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -125,8 +145,7 @@ def _settings(run: Path) -> dict[str, Any]:
 
 
 def _metrics(run: Path) -> dict[str, str]:
-    path = run / "results.json"
-    results = load_json(path) if path.is_file() else {}
+    results = load_results(run) if (run / "results.json").is_file() else {}
     return {
         name: f"{value:.2f}"
         for part in ("table1", "segmentation", "per_class", "seconds")

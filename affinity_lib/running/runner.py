@@ -19,13 +19,13 @@ from typing import Any
 import nbformat
 
 from affinity_lib.data.files import load_json
-from affinity_lib.running import cache, locks
+from affinity_lib.data.progress import shown_after
+from affinity_lib.running import cache, locks, preflight
 from affinity_lib.running import manifest as mf
 from affinity_lib.running.execution import StageFailed, disk_full, execute_notebook
 from affinity_lib.running.plan import Plan, chosen_notebooks
 from affinity_lib.running.results import save_results, seconds_of_sections
 from affinity_lib.running.stage import NOTE, machine_now, run_folder, setting_hashes
-from affinity_lib.training.progress import Display
 
 RESUMED = "resumed"
 """The only reason to run a stage that was stopped and goes on with what it has."""
@@ -55,20 +55,22 @@ def execute(
 
     Raises:
         StageFailed: a notebook failed, or the disk is full.
-        InputError: a name in ``only`` fits no notebook, or the run is in use.
+        InputError: a name in ``only`` fits no notebook, the run is in use, or something that it
+            needs is missing.
     """
     chosen = chosen_notebooks(plan, only)
     run = run_folder(plan.profile, run_dir)
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
     with locks.Hold(run):
+        stages = mf.load_manifest(run)["stages"]
+        preflight.check(plan, chosen, {} if force else stages, run)
         manifest = new_manifest(plan, run, log)
         skipped: list[str] = []
         for number, stem in enumerate(chosen, 1):
             head = f"[{number}/{len(chosen)}] {stem}"
             log(head, end=" ", flush=True)
-            display = Display(head, run / f".progress.{os.getpid()}.json", log)
             try:
-                seconds = _stage(plan, stem, run, manifest, force, donors, log, display)
+                seconds = _stage(plan, stem, run, manifest, force, donors, log, head)
                 skipped += [] if seconds else [stem]
                 save_results(run, plan.profile, manifest, skipped)
             except OSError as error:
@@ -90,7 +92,7 @@ def new_manifest(plan: Plan, run: Path, log: Callable[..., None] = print) -> dic
         log(f"{run} was made by an earlier version of this project: it is made anew")
         manifest["stages"] = {}
     head = {"format": mf.FORMAT, "profile": plan.profile, "settings": plan.values}
-    return head | mf.surroundings() | {"stages": manifest["stages"]}
+    return head | mf.surroundings(plan.values["device"]) | {"stages": manifest["stages"]}
 
 
 def key_now(plan: Plan, stem: str, run: Path, key: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def begin(
     if resumed:
         record = dict(manifest["stages"][stem])
         record["resumed"] = [*record.get("resumed", []), now]
-    record |= mf.git_state(plan.root) | mf.computer()
+    record |= mf.git_state(plan.root) | mf.computer(plan.values["device"])
     manifest["stages"][stem] = record
     mf.save_manifest(run, manifest)
     return record
@@ -143,7 +145,7 @@ def _stage(
     force: bool,
     donors: Sequence[Path],
     log: Callable[..., None],
-    display: Display,
+    head: str,
 ) -> float | None:
     """Bring one stage up to date; the seconds that it took, None if nothing had to run."""
     stages = manifest["stages"]
@@ -164,7 +166,7 @@ def _stage(
     begun = begin(plan, stem, run, manifest, resumed=reasons == [RESUMED])
     start = time.perf_counter()
     try:
-        with display:
+        with shown_after(head, log):
             execute_notebook(plan, stem, run, manifest)
     except BaseException:  # Ctrl-C, too
         if record and record["state"] == "done" and not mf.damage(run, record["artifacts"]):

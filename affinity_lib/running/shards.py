@@ -18,9 +18,11 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from affinity_lib.data.progress import shown_after
 from affinity_lib.errors import InputError
-from affinity_lib.running import locks
+from affinity_lib.running import locks, preflight
 from affinity_lib.running import manifest as mf
+from affinity_lib.running.cache import needed_cells
 from affinity_lib.running.execution import run_part
 from affinity_lib.running.plan import Plan, chosen_notebooks
 from affinity_lib.running.runner import RESUMED, begin, new_manifest, reasons_to_run
@@ -67,10 +69,12 @@ def execute_part(
     trains = until != TRAIN and any(TRAIN in _tags(cell) for cell in cells.cells)
     run = run_folder(plan.profile, run_dir)
     (run / "notebooks").mkdir(parents=True, exist_ok=True)
-    log(f"{stem}, {'training' if until == TRAIN else f'shard {shard}'}", end=" ")
+    head = f"{stem}, {'training' if until == TRAIN else f'shard {shard}'}"
+    log(head, end=" ")
     with ExitStack() as until_done:
         with locks.locked(run / ".manifest.lock"):
             hold = until_done.enter_context(locks.Hold(run, beside=until == PER_IMAGE))
+            preflight.check(plan, [stem], mf.load_manifest(run)["stages"], run)
             manifest = new_manifest(plan, run, log)
             reasons = _begin(plan, stem, run, manifest, hold)
             if trains and reasons and not manifest["stages"][stem].get("trained"):
@@ -85,25 +89,31 @@ def execute_part(
             return run
         log(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
         started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        run_part(plan, stem, run, manifest, cells, name, "" if until == TRAIN else shard)
+        with shown_after(head, log):
+            run_part(plan, stem, run, manifest, cells, name, "" if until == TRAIN else shard)
         seconds = time.perf_counter() - start
         note = {"started": started, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
-        _note(run, stem, name, note | mf.computer())
+        _note(run, stem, name, note | mf.computer(plan.values["device"]))
     log(f"... {seconds:.1f} s", flush=True)
     return run
 
 
 def cells_until(notebook: NotebookNode, tag: str, stem: str) -> NotebookNode:
-    """The cells of a notebook up to the first one with a tag, without those that only show.
+    """The code cells of a notebook up to the first one with a tag.
+
+    Of those that only show something, there is what the others need.
 
     Raises:
         InputError: no cell has the tag.
     """
-    places = [k for k, cell in enumerate(notebook.cells) if tag in _tags(cell)]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    places = [k for k, cell in enumerate(cells) if tag in _tags(cell)]
     if not places:
         raise InputError(f"{stem} has no part of that kind: none of its cells is tagged {tag}")
-    cells = [cell for cell in notebook.cells[: places[0] + 1] if not _ONLY_SHOWN & _tags(cell)]
-    return NotebookNode(notebook | {"cells": cells})
+    cells = cells[: places[0] + 1]
+    for cell, needed in zip(cells, needed_cells([c.source for c in cells]), strict=True):
+        cell.source = needed if _ONLY_SHOWN & _tags(cell) else cell.source
+    return NotebookNode(notebook | {"cells": [cell for cell in cells if cell.source]})
 
 
 def _begin(

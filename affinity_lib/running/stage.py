@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,20 +42,29 @@ DATA = "the data set"
 
 
 class Config:
-    """The settings of a run, as attributes; notes which of them are read.
+    """The settings of a run, as attributes; tells which of them are read.
 
     >>> Config({"beta": 8.0}).beta
     8.0
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values, self._read = dict(values), set()
+    def __init__(
+        self, values: Mapping[str, Any], on_read: Callable[[str], None] | None = None
+    ) -> None:
+        self._values, self._on_read = dict(values), on_read
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
             raise AttributeError(f"there is no setting {name!r}")
-        self._read.add(name)
+        if self._on_read is not None:
+            self._on_read(name)
         return self._values[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_values": self._values, "_on_read": None}  # another process tells nobody
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._values)
 
 
 class Stage:
@@ -85,9 +94,13 @@ class Stage:
         self._share = parse_shard(shard) if shard else (0, 1)
         self._given = check({key: value for key, value in given.items() if value is not None})
         values = resolve(self.profile, self._given)
-        self.config = Config(values)
+        self.config = Config(values, self._note_read)
+        self._values = values
+        self._read: dict[int, set[str]] = {}  # number of a cell -> the settings that it has read
         self._inputs: dict[str, str] = {}
         self._machine: dict[str, Any] = {}
+        self._made: list[str] = []  # results of this notebook, which later ones may go on from
+        self._open: dict[Path, tuple[int, set[str]]] = {}  # note -> cell that makes it, settings
 
     @cached_property
     def data(self) -> VOCData:
@@ -95,7 +108,7 @@ class Stage:
         from affinity_lib.data.voc import VOCData
 
         root = self.config.data_root
-        data = VOCData(data_path(root), self.config.classes or None)
+        data = VOCData(data_path(root), self.config.classes)
         self._inputs[DATA] = data_hash(root)
         return data
 
@@ -153,15 +166,19 @@ class Stage:
         """The folder of a result: as it was, if nothing has changed that it depends on, else empty.
 
         Work goes on there with what is missing. What the folder had, if that is out of date, is put
-        aside until :meth:`save`, and comes back if the change is undone.
+        aside until :meth:`save`, and comes back if the change is undone. Results that this notebook
+        has made before count among what it depends on.
 
         Args:
             name: of the result.
         """
-        home = self.path / self.name
+        result, home = f"{self.name}/{name}", self.path / self.name
+        self._made = self._made[: self._made.index(result)] if result in self._made else self._made
+        note = self._note(cache.needed_cells(_cells()))
+        self._made = [*self._made, result]
         folder, aside = home / name, home / f".{name}.before"
-        note = self._note(cache.needed_code(_cells()))
         with locked(home / f".{name}.lock"):
+            self._open[folder / NOTE] = (len(_cells()), set(note["settings"]))
             if self._fits(folder, note):
                 return folder
             if self._fits(aside, note):
@@ -182,35 +199,56 @@ class Stage:
         """Save the stage's numbers as ``metrics.json`` (NaN becomes null); the stage is finished."""
         home = self.path / self.name
         save_json(home / "metrics.json", _replaced(metrics, math.nan, None))
-        save_json(home / f".{NOTE}", self._note("\n".join(map(cache.plain, _cells())), True))
+        save_json(home / f".{NOTE}", self._note([*map(cache.plain, _cells())], figures=True))
         for aside in home.glob(".*.before"):
             shutil.rmtree(aside)
 
     def _repr_markdown_(self) -> str:
         """The settings that the notebook explains, beside the paper's."""
         names = [name for name in written(all_names=True) if name in KINDS]
-        own = self.config._values
+        own = self._values
         rows = [f"| `{name}` | {_shown(own[name])} | {_shown(PAPER[name])} |" for name in names]
         head = ["| setting | this run | the paper |", "|---|---|---|"]
         return "\n".join([f"Profile `{self.profile}`.", "", *head, *rows] if rows else head[:0])
 
-    def _note(self, code: str, figures: bool = False) -> dict[str, Any]:
-        values = self.config._values
-        read = self.config._read | cache.named_settings(code) & values.keys()
+    def _note(self, cells: Sequence[str], figures: bool = False) -> dict[str, Any]:
+        """What a result depends on, from the code of the cells that has to do with it.
+
+        Args:
+            cells: code; empty for a cell that has nothing to do with it.
+            figures: it is of the whole stage, figures and all.
+        """
+        code = "\n".join(filter(None, cells))
+        read = (self._read.get(k, set()) for k, cell in enumerate(cells, 1) if cell)
+        read = cache.named_settings(code).intersection(self._values).union(*read)
+        made = [] if figures else self._made  # a stage is no input of itself
         return {
             "code": cache.digest(code),
-            "settings": setting_hashes(values, read),
-            "inputs": dict(self._inputs),
+            "settings": setting_hashes(self._values, read),
+            "inputs": self._inputs | {result: input_hash(self.path, result) for result in made},
             "library": cache.library(code, figures),
             "packages": cache.versions(cache.PACKAGES),
             "machine": self._machine,
         }
 
+    def _note_read(self, name: str) -> None:
+        """Remember that a setting is read, also for what the running cell is making."""
+        self._read.setdefault(len(_cells()), set()).add(name)
+        for path, (cell, settings) in self._open.items():
+            if name in settings or name in cache.SPEED or cell != len(_cells()):
+                continue
+            settings.add(name)
+            with locked(path.parent.parent / f".{path.parent.name}.lock"):
+                note = load_json(path)
+                if name not in note["settings"]:
+                    own = note["settings"] | setting_hashes(self._values, [name])
+                    note["settings"] = dict(sorted(own.items()))
+                    save_json(path, note)
+
     def _fits(self, folder: Path, note: Mapping[str, Any]) -> bool:
         if not (folder / NOTE).is_file():
             return False
-        values = self.config._values
-        now = {**note, "settings": setting_hashes(values, values)}
+        now = {**note, "settings": setting_hashes(self._values, self._values)}
         return not cache.differences(load_json(folder / NOTE), now)
 
 
@@ -289,9 +327,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def machine_now(device: str) -> dict[str, Any]:
     """What of a device, by its name in the settings, can change a number."""
-    from affinity_lib.training.precision import machine, pick_device
+    from affinity_lib.training.precision import accelerator
 
-    return machine(pick_device(device))
+    facts = accelerator(device)
+    return {name: facts[name] for name in ("device", "bfloat16")}
 
 
 def data_hash(data_root: str) -> str:
@@ -302,11 +341,15 @@ def data_hash(data_root: str) -> str:
 def input_hash(run: Path, result: str) -> str:
     """What stands for a result in the notes of those that read it: its own note, or its content."""
     path = run / result
-    path = path / NOTE if path.is_dir() else path
-    return cache.file_hash(path) if path.is_file() else ""
+    try:
+        if path.is_dir():
+            return cache.digest(load_json(path / NOTE)) if (path / NOTE).is_file() else ""
+        return cache.file_hash(path) if path.is_file() else ""
+    except (OSError, ValueError):  # a name that cannot be, or a damaged note
+        return ""
 
 
-def setting_hashes(values: Mapping[str, Any], names: Iterator[str]) -> dict[str, Any]:
+def setting_hashes(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The values of some settings; one that names a file, with the hash of that file."""
     found = {}
     for name in sorted(set(names) - set(cache.SPEED)):
@@ -319,7 +362,7 @@ def setting_hashes(values: Mapping[str, Any], names: Iterator[str]) -> dict[str,
 def _cells() -> list[str]:
     """The code cells that this kernel has run, the running one last; none outside of a kernel."""
     shell = get_ipython()
-    return list(shell.user_ns["In"][1:]) if shell is not None else [""]
+    return list(shell.user_ns["In"][1:]) if shell is not None else ["pass"]
 
 
 def _replaced(value: Any, old: float | None, new: float | None) -> Any:

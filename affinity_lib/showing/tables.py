@@ -9,19 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.data.files import load_json, write_aside
+from affinity_lib.data.files import write_aside
 from affinity_lib.data.voc import VOC_CLASSES
+from affinity_lib.evaluation import PAPER_NETWORKS, PAPER_TABLE1
 from affinity_lib.plots import markdown_table
 from affinity_lib.running.manifest import load_manifest
-from affinity_lib.running.results import PAPER_VAL, TABLE1
+from affinity_lib.running.results import load_results
 
 Network = tuple[str, float | None, float | None]
-
-NETWORKS: dict[str, Network] = {
-    "resnet38": ("Ours-ResNet38", PAPER_VAL, 63.7),
-    "vgg16": ("Ours-DeepLab", 58.4, 60.5),
-}
-"""The paper's own rows of Tables 2 to 4: backbone -> (name, val mIoU, test mIoU)."""
 
 RELEASED = {
     "resnet38": {"cam": 47.7, "rw": 61.0},
@@ -59,8 +54,8 @@ class Table:
 
     def markdown(self) -> str:
         """The table with its title and notes; numbers have one decimal."""
-        rows = [["" if cell is None else cell for cell in row] for row in self.rows]
-        return "\n\n".join([f"### {self.title}", markdown_table(self.header, rows), *self.notes])
+        table = markdown_table(self.header, self.rows)
+        return "\n\n".join([f"### {self.title}", table, *self.notes])
 
     def csv(self) -> str:
         """The table alone; numbers have two decimals."""
@@ -84,7 +79,7 @@ def write_tables(run: Path) -> list[Path]:
     Raises:
         InputError: the run has no results.
     """
-    results, settings = load_json(run / "results.json"), load_manifest(run)["settings"]
+    results, settings = load_results(run), load_manifest(run)["settings"]
     written = []
     for table in paper_tables(results, settings):
         for suffix, text in ((".md", table.markdown() + "\n"), (".csv", table.csv())):
@@ -108,7 +103,7 @@ def paper_tables(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> l
     found = [_table1(results)] if results["table1"] else []
     if "val" in results["segmentation"]:
         backbone = parameters.get("backbone") or results["settings"].get("backbone", "unknown")
-        network = NETWORKS.get(backbone, (f"this run's network ({backbone})", None, None))
+        network = PAPER_NETWORKS.get(backbone, (f"this run's network ({backbone})", None, None))
         found += [_table2(results, network, _testing(parameters)), _table4(results, network)]
     return found
 
@@ -117,7 +112,7 @@ def _table1(results: Mapping[str, Any]) -> Table:
     released = RELEASED.get(results["settings"].get("backbone"), {})
     rows = [
         [name, results["table1"].get(key), paper, released.get(key)]
-        for key, (name, paper) in TABLE1.items()
+        for key, (name, paper) in PAPER_TABLE1.items()
     ]
     said = _statements(results, "05_segmentation_labels").get("rw_crf")
     notes = [f"Last row: {said}."] if said else []
@@ -143,8 +138,8 @@ def _table2(results: Mapping[str, Any], network: Network, testing: str) -> Table
 def _table4(results: Mapping[str, Any], network: Network) -> Table:
     own = network[0]
     val, bound = results["segmentation"]["val"], results["segmentation"].get("supervised")
-    names = dict.fromkeys([*(name for name, _, _ in NETWORKS.values()), own])
-    printed = {name: numbers for name, *numbers in NETWORKS.values()}
+    names = dict.fromkeys([*(name for name, _, _ in PAPER_NETWORKS.values()), own])
+    printed = {name: numbers for name, *numbers in PAPER_NETWORKS.values()}
     rows: list[list[str | float | None]] = [
         [name, "image tags", val if name == own else None, *printed.get(name, (None, None))]
         for name in names

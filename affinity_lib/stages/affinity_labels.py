@@ -34,7 +34,7 @@ def write_confident_labels(
     workers: int | None = None,
     soft: Path | None = None,
 ) -> None:
-    """Write ``confident_labels`` of each image that has none yet, over a process pool.
+    """Write ``confident_labels`` of each tagged image that has none yet, over a process pool.
 
     Args:
         data: the data set.
@@ -50,7 +50,7 @@ def write_confident_labels(
     alphas = (alpha_strong, alpha_weak)
     check_alphas(*alphas)
     job = partial(_write_confident, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
-    map_images(job, missing(ids, out, "png"), workers=workers)
+    map_images(job, data.with_tags(missing(ids, out, "png")), workers=workers)
 
 
 def affinity_targets(config: Any, data: VOCData, labels: Path) -> dict[str, Callable]:

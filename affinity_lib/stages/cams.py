@@ -11,10 +11,10 @@ from torch import Tensor
 
 from affinity_lib.cam import CAMNet, multi_scale_activation, normalize, views_together
 from affinity_lib.data.files import missing, save_scores
-from affinity_lib.errors import InputError
+from affinity_lib.stages.seen import as_stored, moved, seen
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.inputs import Inputs
-from affinity_lib.training.parallel import each_image
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.parallel import each_image, turn
 
 
 def infer_cams(
@@ -29,7 +29,8 @@ def infer_cams(
 ) -> None:
     """Write the CAMs of the tags present for each image that has none yet.
 
-    Images of one size are looked at together, as many as a batch's pixels allow.
+    An image without a tag is left out. Images of one size are looked at together, as many as a
+    batch's pixels allow.
 
     Args:
         net: the classification network, in ``eval`` mode.
@@ -41,47 +42,58 @@ def infer_cams(
         mixed_precision: see ``for_inference``.
 
     Raises:
-        InputError: an image without a tag, or with one that the network does not know.
+        InputError: an image with a tag that the network does not know.
     """
-    todo = missing(ids, out, "npz")
+    todo = inputs.data.with_tags(missing(ids, out, "npz"))
     tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
-    for image_id in todo:
-        if not tags[image_id]:
-            raise InputError(f"image {image_id} has no tag, so no CAM: give it one or leave it out")
     device = net.classifier.weight.device
-    as_stored = inputs.stored and list(scales) == [1] and not flip
-    fast = net if as_stored or not todo else for_inference(net, mixed_precision)
+    stored = as_stored(inputs, scales, flip)
+    fast = net if stored or not todo else for_inference(net, mixed_precision)
 
     @torch.inference_mode()
     def work(some: Sequence[str]) -> None:
-        if as_stored:
-            evidence = torch.cat([net.evidence(inputs.levels(i, net.backbone)) for i in some])
+        if stored:
+            (image_id,) = some
+            levels = inputs.stored_levels(image_id)
+            with turn(device):
+                evidence = net.evidence(moved(device, levels)).cpu()
         else:
-            images = torch.stack([inputs.image(i) for i in some]).to(device)
-            evidence = multi_scale_activation(fast, images, scales, flip)
-        for image_id, each in zip(some, evidence.cpu(), strict=True):
+            images = torch.stack([inputs.image(i) for i in some])
+            with turn(device):
+                evidence = multi_scale_activation(fast, images.to(device), scales, flip).cpu()
+        for image_id, each in zip(some, evidence, strict=True):
             cams = normalize(each, tags[image_id], eps)
             save_scores(out / f"{image_id}.npz", tags[image_id], cams)
 
     batches = []
     for size, same in _by_size(inputs, todo).items():
-        count = 1 if as_stored else views_together(size, device)
+        count = 1 if stored else views_together(size, device)
         batches += [same[k : k + count] for k in range(0, len(same), count)]
-    each_image(work, batches, "CAMs", device, count=len)
+    each_image(work, batches, "CAMs", count=len)
 
 
-@torch.inference_mode()
-def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> Tensor:
-    """Percent of the images for which the classification network says a tag rightly, (C,)."""
-    logits: dict[str, Tensor] = {}
+def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, float]:
+    """How often the classification network is right about each class of some images, in percent.
+
+    Args:
+        net: in ``eval`` mode.
+        inputs: of the network's backbone.
+        ids: image ids, at least one.
+
+    Returns:
+        Class -> percent of the images.
+    """
+    device = net.classifier.weight.device
 
     @torch.inference_mode()
-    def work(image_id: str) -> None:
-        logits[image_id] = net.from_levels(inputs.levels(image_id, net.backbone)).cpu()
+    def work(image_id: str) -> Tensor:
+        image = seen(inputs, image_id)
+        with turn(device):
+            return forward(net, moved(device, image)).cpu()
 
-    each_image(work, ids, "tags", net.classifier.weight.device)
-    says = torch.cat([logits[image_id] for image_id in ids]) > 0
-    return (says == inputs.data.multi_hot(ids).bool()).float().mean(dim=0) * 100
+    right = (torch.cat(each_image(work, ids, "tags")) > 0) == inputs.data.multi_hot(ids).bool()
+    percent = 100 * right.float().mean(dim=0)
+    return dict(zip(inputs.data.classes, percent.tolist(), strict=True))
 
 
 def _by_size(inputs: Inputs, ids: Sequence[str]) -> dict[tuple[int, int], list[str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import Evaluation, confusion
-from affinity_lib.training.progress import track
+from affinity_lib.evaluation import Evaluation, confusion, image_miou
+from affinity_lib.training.parallel import each_image
 
 
 def evaluate(
@@ -22,11 +23,13 @@ def evaluate(
     chosen_with: Mapping[str, str] | None = None,
     crf: bool = False,
 ) -> Evaluation:
-    """Compare predictions with the data set's masks.
+    """Compare predictions with the data set's masks, of the images that have one.
+
+    Without any mask, or any image, the numbers are NaN, and ``statement`` tells why.
 
     Args:
         data: where the masks are.
-        ids: the images to evaluate.
+        ids: the images to evaluate; ``predict`` is asked for those with a mask.
         predict: image id -> labels (H, W) of the mask's size, 0..C.
         split: the name of the split the ids are from.
         uses_tags: whether ``predict`` knows the images' tags.
@@ -34,24 +37,64 @@ def evaluate(
         crf: whether the predictions were refined by dCRF.
 
     Raises:
-        InputError: no ids, a missing mask, a prediction of another size or with other labels.
+        InputError: a mask that cannot be read, a prediction of another size or with other labels.
     """
     ids = list(ids)
-    if not ids:
-        raise InputError(f"no image of the {split} split to evaluate: give at least one id")
+    judged = data.with_masks(ids)
     num_labels = len(data.classes) + 1
-    total = np.zeros((num_labels, num_labels), dtype=np.int64)
-    for image_id in track(ids, "evaluation"):
+
+    def work(image_id: str) -> np.ndarray:
         try:
-            total += confusion(data.mask(image_id), predict(image_id), num_labels)
+            return confusion(data.mask(image_id), predict(image_id), num_labels)
         except InputError as error:
             raise InputError(f"image {image_id} cannot be evaluated: {error}") from error
+
+    matrices = each_image(work, judged, "evaluation")
+    total = sum(matrices, start=np.zeros((num_labels, num_labels), dtype=np.int64))
     return Evaluation.from_confusion(
         total,
         data.classes,
         split=split,
-        num_images=len(ids),
+        num_images=len(judged),
         uses_tags=uses_tags,
         chosen_with=chosen_with,
         crf=crf,
+        without_mask=len(ids) - len(judged),
     )
+
+
+def extremes(data: VOCData, ids: Sequence[str], labels: Path, count: int = 4) -> list[str]:
+    """The images whose labels fit their masks best, then those where they fit worst.
+
+    Args:
+        data: the data set; its masks choose what is shown, and nothing else.
+        ids: the images to choose from; those without labels are left out.
+        labels: folder of ``ID.png`` label maps.
+        count: how many of each.
+
+    Returns:
+        At most ``2 * count`` ids, from the best to the worst by the mean IoU over the classes in
+        one image that has a mask; without masks, as many from all over the list.
+    """
+    ids = [image_id for image_id in ids if (labels / f"{image_id}.png").is_file()]
+    if judged := data.with_masks(ids):
+        mious = image_mious(data, judged, labels)
+        ids = sorted(judged, key=lambda image_id: (-mious[image_id], image_id))
+        return ids if len(ids) <= 2 * count else ids[:count] + ids[-count:]
+    places = np.linspace(0, len(ids) - 1, min(2 * count, len(ids))).round().astype(int)
+    return [ids[place] for place in places]
+
+
+def image_mious(data: VOCData, ids: Iterable[str], labels: Path) -> dict[str, float]:
+    """How well the label maps of a folder fit the masks, image by image.
+
+    Args:
+        data: where the masks are.
+        ids: the images to compare.
+        labels: folder of ``ID.png`` label maps.
+
+    Returns:
+        Image id -> :func:`~affinity_lib.evaluation.image_miou`, in the order of ``ids``.
+    """
+    count = len(data.classes) + 1
+    return {i: image_miou(data.mask(i), data.read_labels(labels / f"{i}.png"), count) for i in ids}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +12,41 @@ from torch import Tensor
 from affinity_lib.crf import CRFSettings, dense_crf
 from affinity_lib.data.files import missing
 from affinity_lib.segmentation import SegmentationNet, label_probabilities, probabilities
-from affinity_lib.stages.segmentation_labels import crf_settings
+from affinity_lib.stages.seen import as_stored, device_of, moved
+from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs
-from affinity_lib.training.parallel import each_image
+from affinity_lib.training.parallel import each_image, turn
 
 
-def predict_images(
-    net: SegmentationNet, inputs: Inputs, ids: Sequence[str], out: Path, config: Any
+def write_predictions(
+    net: SegmentationNet,
+    inputs: Inputs,
+    ids: Sequence[str],
+    out: Path,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crf: CRFSettings | None = None,
+    mixed_precision: bool = False,
 ) -> None:
-    """Write the label map of each image that has none yet, as a palette PNG.
+    """Write ``predict_labels`` of each image that has none yet, as palette PNGs.
 
     Args:
         net: in ``eval`` mode.
         inputs: of the network's backbone.
         ids: image ids.
         out: folder of the label maps.
-        config: the settings: scales, flip and dCRF.
+        scales, flip, crf: see ``predict_labels``.
+        mixed_precision: see ``for_inference``.
     """
-    crf = crf_settings(config) if config.test_crf else None
+    waiting = missing(ids, out, "png")
+    stored = as_stored(inputs, scales, flip)
+    fast = net if stored or not waiting else for_inference(net, mixed_precision)
 
     def work(image_id: str) -> None:
-        labels = predict_labels(net, inputs, image_id, config.test_scales, config.test_flip, crf)
+        labels = predict_labels(fast, inputs, image_id, scales, flip, crf)
         inputs.data.write_labels(out / f"{image_id}.png", labels)
 
-    each_image(work, missing(ids, out, "png"), "predictions", next(net.parameters()).device)
+    each_image(work, waiting, "predictions")
 
 
 def predict_labels(
@@ -65,7 +75,7 @@ def predict(
     """Label probabilities of one image, averaged over scales and mirror images.
 
     Args:
-        net: in ``eval`` mode.
+        net: in ``eval`` mode, or its copy by ``for_inference``.
         inputs: of the network's backbone; stored levels know scale 1 without flip.
         image_id: which image.
         scales, flip: see ``label_probabilities``.
@@ -73,9 +83,13 @@ def predict(
     Returns:
         (C + 1, H, W) at the size of the original image, summing to one, on the CPU.
     """
-    width, height = inputs.data.image(image_id).size
-    if inputs.stored and list(scales) == [1] and not flip:
-        logits = [net.from_levels(inputs.levels(image_id, net.backbone))]
-        return probabilities(logits, (height, width)).cpu()
-    image = inputs.image(image_id)[None].to(next(net.parameters()).device)
-    return label_probabilities(net, image, (height, width), scales, flip).cpu()
+    width, height = inputs.data.image_size(image_id)
+    device = device_of(net)
+    if as_stored(inputs, scales, flip):
+        levels = inputs.stored_levels(image_id)
+        with turn(device):
+            logits = [net.from_levels(moved(device, levels))]
+            return probabilities(logits, (height, width)).cpu()
+    image = inputs.image(image_id)[None]
+    with turn(device):
+        return label_probabilities(net, image.to(device), (height, width), scales, flip).cpu()

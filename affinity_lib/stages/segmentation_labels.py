@@ -30,7 +30,7 @@ def write_segmentation_labels(
     crf_scale: float = 1.0,
     workers: int | None = None,
 ) -> None:
-    """Write a palette PNG of labels for each image that has none yet, over a process pool.
+    """Write a palette PNG of labels for each tagged image that has none yet, over a process pool.
 
     Args:
         data: the data set.
@@ -47,7 +47,8 @@ def write_segmentation_labels(
         InputError: scores without a background map and no ``alpha``, or with one and ``alpha``.
     """
     job = partial(_write_segmentation, data, Path(scores), Path(out), alpha, crf, crf_scale)
-    map_images(job, missing(ids, out, "png"), workers=workers if crf else 1)
+    todo = data.with_tags(missing(ids, out, "png"))
+    map_images(job, todo, workers=workers if crf else 1)
 
 
 def crf_settings(config: Any, prefix: str = "crf") -> CRFSettings:

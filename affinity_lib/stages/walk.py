@@ -2,110 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from affinity_lib.affinity import (
-    PairLabels,
-    affinities,
-    half_plane_offsets,
-    pair_labels,
-    pairs_inside,
-)
+from affinity_lib.affinity import PairLabels, affinities, pair_labels, pairs_inside
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.cam import on_grid
+from affinity_lib.cam import on_grid, resize, to_labels
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.random_walk import random_walk
-from affinity_lib.training.inputs import Inputs
-from affinity_lib.training.parallel import each_image
+from affinity_lib.stages.seen import device_of, moved, seen
+from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.parallel import each_image, turn
 
 
-def walk_cams(
-    net: AffinityNet, inputs: Inputs, ids: Sequence[str], cams: Path, out: Path, config: Any
-) -> None:
-    """Walk the CAMs of each image that has no walked maps yet.
+class Walk:
+    """The random walk from the CAMs of images, over what AffinityNet sees in them (section 3.3).
 
     Args:
-        net: AffinityNet, in ``eval`` mode.
+        net: in ``eval`` mode, on the device that walks.
         inputs: of the network's backbone.
-        ids: image ids.
         cams: folder of ``ID.npz`` score files.
-        out: folder of the walked ones, background first, (1 + K, h, w) in half precision.
-        config: the settings.
+        offsets: (P, 2) from ``half_plane_offsets``.
+        alpha: exponent of the background map (Eq. 2).
+        distance: ``reduction`` of ``affinities``.
+        border: cells at the borders whose pixels start no pair, see ``pairs_inside``.
+        pooling: how the maps come to the grid, see ``on_grid``.
     """
 
-    def work(image_id: str) -> None:
-        W = affinity_of(net, inputs, image_id, config)
-        tags, maps = maps_of(inputs, image_id, cams, config)
-        save_scores(out / f"{image_id}.npz", [0, *tags], walk_maps(maps, W, config))
+    def __init__(
+        self,
+        net: AffinityNet,
+        inputs: Inputs,
+        cams: Path,
+        offsets: Tensor,
+        alpha: float,
+        distance: str = "sum",
+        border: int = 0,
+        pooling: bool = False,
+    ) -> None:
+        self.net, self.inputs, self.cams = net, inputs, Path(cams)
+        self.offsets, self.alpha, self.distance = offsets, alpha, distance
+        self.border, self.pooling = border, pooling
 
-    each_image(work, missing(ids, out, "npz"), "random walk", next(net.parameters()).device)
+    def affinity(self, image_id: str) -> Tensor:
+        """W of one image, (P, h, w), on the network's device."""
+        settings = (self.offsets, self.distance, self.border)
+        return affinity_of(self.net, self.inputs, image_id, *settings)
+
+    def start(self, image_id: str) -> tuple[np.ndarray, Tensor]:
+        """The tags of one image, and the maps that are walked, (1 + K, h, w), background first."""
+        tags, cams = load_scores(self.cams / f"{image_id}.npz")
+        seen = (self.inputs.size(image_id), self.net.backbone.output_stride, self.pooling)
+        return tags, on_grid(torch.from_numpy(cams), self.alpha, *seen)
+
+    def walked(
+        self, image_id: str, beta: float, t: int, affinity: Tensor | None = None
+    ) -> tuple[np.ndarray, Tensor]:
+        """The tags of one image, and its maps after ``t`` steps, (1 + K, h, w), on the CPU.
+
+        Args:
+            image_id: which image.
+            beta, t: see ``random_walk``.
+            affinity: of this image, where it is known.
+        """
+        tags, maps = self.start(image_id)
+        affinity = self.affinity(image_id) if affinity is None else affinity
+        with turn(affinity.device):
+            walked = random_walk(maps.to(affinity.device), affinity, self.offsets, beta, t)
+            return tags, walked.cpu()
+
+    def labels(
+        self, image_id: str, beta: float, t: int, affinity: Tensor | None = None
+    ) -> np.ndarray:
+        """The label map of one image after the walk, (H, W) uint8 of its own size."""
+        tags, walked = self.walked(image_id, beta, t, affinity)
+        width, height = self.inputs.data.image_size(image_id)
+        return to_labels(resize(walked, (height, width)), tags).numpy()
+
+    def write(self, ids: Sequence[str], out: Path, beta: float, t: int) -> None:
+        """Write the walked maps of each image that has none yet, as ``ID.npz`` score files."""
+
+        def work(image_id: str) -> None:
+            tags, walked = self.walked(image_id, beta, t)
+            save_scores(out / f"{image_id}.npz", [0, *tags], walked)
+
+        each_image(work, missing(ids, out, "npz"), "random walk")
 
 
 @torch.inference_mode()
-def affinity_of(net: AffinityNet, inputs: Inputs, image_id: str, config: Any) -> Tensor:
-    """Affinities of one image (Eq. 3), (P, h, w) on the network's device, for the random walk."""
-    features = net.from_levels(inputs.levels(image_id, net.backbone))
-    offsets = half_plane_offsets(config.gamma)
-    W = affinities(features, offsets, config.distance)[0]
-    return W * pairs_inside(offsets, *W.shape[1:], config.pair_border).to(W.device)
-
-
-def maps_of(inputs: Inputs, image_id: str, cams: Path, config: Any) -> tuple[Sequence[int], Tensor]:
-    """The tags of an image, and its background and CAMs on the grid where they are walked.
-
-    Returns:
-        The K tags; (1 + K, h, w), background first, on the CPU.
-    """
-    tags, maps = load_scores(cams / f"{image_id}.npz")
-    size, stride = inputs.size(image_id), config.affinity_stride
-    return tags, on_grid(torch.from_numpy(maps), config.alpha, size, stride, config.walk_pooling)
-
-
-def walk_maps(
-    maps: Tensor, W: Tensor, config: Any, beta: float | None = None, t: int | None = None
+def affinity_of(
+    net: AffinityNet,
+    inputs: Inputs,
+    image_id: str,
+    offsets: Tensor,
+    distance: str = "sum",
+    border: int = 0,
 ) -> Tensor:
-    """Walk maps over affinities (Eq. 11-12), wherever these are; the result is on the CPU.
-
-    Args:
-        maps: (K, h, w).
-        W: (P, h, w), from ``affinity_of``.
-        config: the settings.
-        beta, t: in place of the settings'.
-    """
-    beta, t = config.beta if beta is None else beta, config.t if t is None else t
-    return random_walk(maps.to(W.device), W, half_plane_offsets(config.gamma), beta, t).cpu()
-
-
-def mean_affinities(
-    net: AffinityNet, inputs: Inputs, ids: Sequence[str], labels: Path, config: Any
-) -> dict[str, float]:
-    """Mean affinity of the background, foreground and negative pairs of some images.
+    """The affinities W that the network sees in an image (Eq. 3), (P, h, w), on its device.
 
     Args:
         net: in ``eval`` mode.
         inputs: of the network's backbone.
-        ids: image ids.
-        labels: folder of the affinity labels.
-        config: the settings.
+        image_id: which image.
+        offsets: (P, 2) from ``half_plane_offsets``.
+        distance: ``reduction`` of ``affinities``.
+        border: cells at the borders whose pixels start no pair, see ``pairs_inside``.
     """
-    offsets = half_plane_offsets(config.gamma)
-    found: dict[str, Tensor] = {}
+    image, device = seen(inputs, image_id), device_of(net)
+    with turn(device):
+        affinity = affinities(forward(net, moved(device, image)), offsets, distance)[0]
+        return affinity * pairs_inside(offsets, *affinity.shape[1:], border).to(device)
 
-    def work(image_id: str) -> None:
-        W = affinity_of(net, inputs, image_id, config)[None].cpu()
-        trusted_areas = inputs.data.read_labels(labels / f"{image_id}.png")
-        grid = to_grid(
-            torch.from_numpy(trusted_areas)[None], W.shape[-2:], len(inputs.data.classes) + 1
-        )
+
+def mean_affinities(
+    net: AffinityNet,
+    inputs: Inputs,
+    ids: Sequence[str],
+    labels: Callable[[str], np.ndarray],
+    offsets: Tensor,
+    distance: str = "sum",
+) -> dict[str, float]:
+    """Mean affinity of the background, foreground and negative pairs of some images (Eq. 5-7).
+
+    Args:
+        net, inputs, offsets, distance: see ``affinity_of``.
+        ids: image ids.
+        labels: image id -> trusted labels (H, W), 0..C or 255.
+
+    Returns:
+        Kind of pair -> mean affinity, NaN where there is no such pair.
+    """
+
+    def work(image_id: str) -> Tensor:
+        affinity = affinity_of(net, inputs, image_id, offsets, distance)[None].cpu()
+        grid = torch.from_numpy(labels(image_id))[None]
+        grid = to_grid(grid, affinity.shape[-2:], len(inputs.data.classes) + 1)
         pairs = pair_labels(grid, offsets)
-        found[image_id] = torch.stack([torch.stack([W[m].sum(), m.sum()]) for m in pairs])
+        return torch.stack([torch.stack([affinity[m].sum(), m.sum()]) for m in pairs])
 
-    each_image(work, ids, "affinities", next(net.parameters()).device)
-    sums, counts = sum(found[image_id].double() for image_id in ids).T
+    sums, counts = sum(each_image(work, ids, "affinities")).T
     return dict(zip(PairLabels._fields, (sums / counts).tolist(), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,17 +20,19 @@ from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.parallel import each_image
+from affinity_lib.training.parallel import each_image, turn
 from affinity_lib.training.transforms import (
     TrainTransform,
-    cut,
-    random_place,
+    crop_and_flip,
+    random_position,
     resize_long_side,
     scaled_size,
     to_tensor,
 )
 
-_PHOTOGRAPHS = 2**28  # bytes of decoded images that are kept in memory
+T = TypeVar("T")
+
+_CACHE = 2**29  # bytes of images, of levels, or of labels that a process keeps in memory
 
 
 class Inputs:
@@ -67,17 +70,13 @@ class Inputs:
         self.data, self.backbone = data, backbone
         self.long_side, self.pad_to = long_side, pad_to
         self.folder = None
-        self._kept: dict[str, list[Tensor]] = {}  # levels in half precision, read once
-        self._photographs: dict[str, Image.Image] = {}
-        self._room = _PHOTOGRAPHS
+        self._images = _Cache()
+        self._levels = _Cache()
         if finetune == "head":
             if folder is None:
                 raise InputError("finetune=head stores the backbone's levels: give their folder")
             self.folder = Path(folder) / _digest(backbone, long_side, pad_to, data.root)
             freeze(backbone, up_to=None)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": {}, "_photographs": {}}  # another process reads them again
 
     @property
     def stored(self) -> bool:
@@ -86,17 +85,9 @@ class Inputs:
 
     def photograph(self, image_id: str) -> Image.Image:
         """The image at ``long_side``, decoded once where the data set fits into memory."""
-        image = self._photographs.get(image_id)
-        if image is None:
-            image = resize_long_side(self.data.image(image_id), self.long_side)
-            self._room -= 4 * image.width * image.height  # bytes
-            if self._room >= 0:
-                self._photographs[image_id] = image
-        return image
-
-    def keeps(self, image_id: str) -> bool:
-        """Whether the decoded image stays in memory."""
-        return image_id in self._photographs
+        return self._images.get(
+            image_id, lambda: resize_long_side(self.data.image(image_id), self.long_side)
+        )
 
     def size(self, image_id: str) -> tuple[int, int]:
         """Height and width of the image as a network takes it, before it is padded.
@@ -118,15 +109,16 @@ class Inputs:
         if not todo:
             return
         backbone = for_inference(self.backbone)
+        device = _device(backbone)
 
         @torch.inference_mode()
         def work(image_id: str) -> None:
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
-            levels = backbone.levels(image.to(_device(backbone)))
-            named = {str(k): level[0].half().contiguous() for k, level in enumerate(levels)}
-            save_tensors(self._path(image_id), named)
+            with turn(device):
+                levels = [level[0].half().cpu() for level in backbone.levels(image.to(device))]
+            save_tensors(self._path(image_id), {str(k): level for k, level in enumerate(levels)})
 
-        each_image(work, todo, "features", _device(backbone))
+        each_image(work, todo, "features")
 
     def levels(self, image_id: str, backbone: nn.Module) -> list[Tensor]:
         """The three levels of one image, each (1, c, h, w): stored, or seen by ``backbone``."""
@@ -137,11 +129,12 @@ class Inputs:
 
     def stored_levels(self, image_id: str) -> list[Tensor]:
         """The stored levels of one image on the CPU, each (1, c, h, w)."""
-        if image_id not in self._kept:
-            self.store([image_id])
-            tensors, _ = load_tensors(self._path(image_id))
-            self._kept[image_id] = [tensors[str(k)][None] for k in range(3)]
-        return [level.float() for level in self._kept[image_id]]
+        return [level.float() for level in self._levels.get(image_id, lambda: self._load(image_id))]
+
+    def _load(self, image_id: str) -> list[Tensor]:
+        self.store([image_id])
+        tensors, _ = load_tensors(self._path(image_id))
+        return [tensors[str(k)][None] for k in range(3)]  # in half precision
 
     def samples(
         self,
@@ -154,6 +147,9 @@ class Inputs:
         pool: Callable[[str, Tensor], Tensor] | None = None,
     ) -> Dataset:
         """Training samples: (image or levels, tags or labels) of each id.
+
+        Levels are computed when ``fit`` has brought the network to its device, or when an item is
+        asked for.
 
         Args:
             ids: image ids.
@@ -170,7 +166,6 @@ class Inputs:
         if crop < 1:
             raise InputError(f"crop must be >= 1 pixel, got {crop}")
         if self.stored:
-            self.store(ids)
             return _LevelSamples(self, ids, crop, labels, pool)
         transform = TrainTransform(
             crop, self.backbone.mean, self.backbone.std, scale=scale, jitter=jitter
@@ -182,8 +177,13 @@ class Inputs:
 
 
 def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
-    """The model's output for a batch of images, or for a batch of stored levels."""
-    return model(seen) if isinstance(seen, Tensor) else model.from_levels(seen)
+    """The model's output for a batch of images, or for a batch of stored levels.
+
+    Convolutions may compute in bfloat16. On a GPU losses are taken of float32; on a CPU the numbers
+    of the toy data were made with losses of what comes out.
+    """
+    output = model(seen) if isinstance(seen, Tensor) else model.from_levels(seen)
+    return output if output.device.type == "cpu" else output.float()
 
 
 class _ImageSamples(Dataset):
@@ -191,7 +191,7 @@ class _ImageSamples(Dataset):
         self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
         self.tags = inputs.data.multi_hot(ids) if labels is None else None
         self.transform = transform
-        self._kept: dict[str, np.ndarray] = {}  # labels, read once
+        self._labels = _Cache()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -201,20 +201,16 @@ class _ImageSamples(Dataset):
         image = self.inputs.photograph(image_id)
         if self.labels is None:
             return self.transform(image)[0], self.tags[k]
-        seen, target = self.transform(image, self._labels(image_id, image))
+        labels = self._labels.get(image_id, lambda: self._read_labels(image_id, image))
+        seen, target = self.transform(image, labels)
         return seen, target if self.pool is None else self.pool(image_id, target)
 
-    def _labels(self, image_id: str, image: Image.Image) -> np.ndarray:
-        if image_id in self._kept:
-            return self._kept[image_id]
+    def _read_labels(self, image_id: str, image: Image.Image) -> np.ndarray:
         labels = self.labels(image_id)
-        if labels.ndim == 3:
-            size = (image.height, image.width)
-            return labels if labels.shape[1:] == size else _resize(labels, size, "bilinear").numpy()
-        labels = resize_long_side(labels, self.inputs.long_side)
-        if self.inputs.keeps(image_id):
-            self._kept[image_id] = labels
-        return labels
+        if labels.ndim == 2:
+            return resize_long_side(labels, self.inputs.long_side)
+        size = (image.height, image.width)
+        return labels if labels.shape[1:] == size else _resize(labels, size, "bilinear").numpy()
 
 
 class _LevelSamples(Dataset):
@@ -229,21 +225,53 @@ class _LevelSamples(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def prepare(self) -> None:
+        self.inputs.store(self.ids)
+
     def __getitem__(self, k: int):
         image_id = self.ids[k]
         levels = self.inputs.stored_levels(image_id)
         height, width = levels[0].shape[-2:]
-        top, left = random_place((height, width), self.cells)
+        top, left = random_position((height, width), self.cells)
         flip = bool(torch.rand(()) < 0.5)
-        levels = [cut(x[0], top, left, self.cells, flip, fill=0) for x in levels]
+        levels = [crop_and_flip(x[0], top, left, self.cells, flip, fill=0) for x in levels]
         if self.labels is None:
             return levels, self.tags[k]
         s = self.stride
         labels, size = np.array(self.labels(image_id)), (height * s, width * s)
         place = (top * s, left * s, self.cells * s, flip)
         if labels.ndim == 3:
-            return levels, self.pool(image_id, cut(_resize(labels, size, "bilinear"), *place, 0))
-        return levels, cut(_resize(labels[None], size, "nearest-exact").long(), *place, VOID)[0]
+            return levels, self.pool(
+                image_id, crop_and_flip(_resize(labels, size, "bilinear"), *place, 0)
+            )
+        return levels, crop_and_flip(
+            _resize(labels[None], size, "nearest-exact").long(), *place, VOID
+        )[0]
+
+
+class _Cache:
+    """What was made once, as long as there is room; empty again in another process."""
+
+    def __init__(self) -> None:
+        self.room, self.values = _CACHE, {}
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        if key in self.values:
+            return self.values[key]
+        value = make()
+        self.room -= _bytes(value)
+        if self.room >= 0:
+            self.values[key] = value
+        return value
+
+    def __reduce__(self):
+        return _Cache, ()
+
+
+def _bytes(value: Image.Image | np.ndarray | list[Tensor]) -> int:
+    if isinstance(value, Image.Image):
+        return 4 * value.width * value.height
+    return sum(part.nbytes for part in value)
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from affinity_lib.data.progress import Progress, print_above
 from affinity_lib.errors import InputError
-from affinity_lib.training.distributed import Together, rank, share, size
+from affinity_lib.training.parallel import START_METHOD, on_fastest_threads
 from affinity_lib.training.precision import autocast
 from affinity_lib.training.processes import launch
-from affinity_lib.training.progress import Progress
 from affinity_lib.training.recipe import Recipe
 from affinity_lib.training.state import TrainingState
+
+Report = Callable[..., None]
+"""Takes the number of images that were trained on, and a line to print or none."""
 
 
 def fit(
@@ -33,14 +39,21 @@ def fit(
     A checkpoint of another recipe or of a network of other shapes is not gone on from.
 
     The order of the images, their augmentation and dropout depend on the seed, the epoch and the
-    image alone, so a run that was stopped and started again ends with the same weights. With
-    ``nproc`` processes each sees a share of every batch, under ``torchrun``; order of the images,
-    augmentation, dropout and losses are those of one process, but for rounding.
+    image alone, whatever the number of workers. So on a CPU a training that was stopped and started again ends with the
+    same weights, bit for bit, if it computes with as many threads (``on_fastest_threads``). On a GPU
+    it sees the same batches, but some of CUDA's and cuDNN's kernels sum in any order (the gradient
+    of a bilinear resize is one of them), and the weights differ as those of two runs do.
+
+    With ``nproc`` processes each has a share of every batch, and DistributedDataParallel averages
+    their gradients. The batches are those of one process. Batch norm that is trained takes its
+    statistics of the whole batch on GPUs and of each process's share on a CPU, and dropout draws
+    other numbers: metrics agree within the spread of seeds.
 
     Args:
         model: with a ``backbone`` attribute, trained in place.
-        samples: item k is ``(input, target)``.
-        loss: maps the model and a batch on ``device`` to a scalar.
+        samples: item k is ``(input, target)``. A method ``prepare``, if there is one, is called
+            once ``model`` is on its device.
+        loss: maps the model and a batch on ``device`` to a scalar, a mean over the batch.
         recipe: how to train.
         checkpoint: file that holds the state after the last finished epoch.
         device: where to compute.
@@ -62,27 +75,31 @@ def fit(
         raise InputError("there is no image to train on: the list of images is empty")
     device = torch.device(device)
     model.to(device, memory_format=torch.channels_last)
-    batches = -(-len(samples) // recipe.batch_size)
-    state = TrainingState(model, recipe, recipe.epochs * -(-batches // recipe.accumulate))
-    history = state.restore(checkpoint, device)
-    if nproc > 1 and len(history) < recipe.epochs:
-        job = (model.cpu(), samples, loss, recipe, checkpoint, device.type, report_every)
-        launch(nproc, device.type, Path(checkpoint).parent, fit, *job)
-        model.to(device)
-        history = state.restore(checkpoint, device)
-    report_every = report_every or max(recipe.epochs // 5, 1)
-    net = Together(model) if size() > 1 else model
-    progress = Progress("training", recipe.epochs * len(samples), len(history) * len(samples))
-    for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed(recipe.seed * 10_007 + epoch)
-        mean = _epoch(net, samples, loss, epoch, state, device, progress)
-        history.append(mean)
-        if rank() > 0:
-            continue
-        state.save(checkpoint, history)
-        if (epoch + 1) % report_every == 0 or epoch + 1 == recipe.epochs:
-            print(f"epoch {epoch + 1:3d} of {recipe.epochs}: loss {mean:.3f}", flush=True)
+    if hasattr(samples, "prepare"):
+        samples.prepare()
+    if nproc > 1:  # leave the GPU to those that train
+        model.cpu()
+        torch.cuda.empty_cache()
+    state = TrainingState(model, recipe, len(samples))
+    history = state.restore(checkpoint)
+    if len(history) < recipe.epochs:
+        every = report_every or max(recipe.epochs // 5, 1)
+        images, done = recipe.epochs * len(samples), len(history) * len(samples)
+        with Progress(desc="training", total=images, initial=done) as progress:
+
+            def report(images: int, line: str = "") -> None:
+                progress.update(images)
+                if line:
+                    print_above(line)
+
+            if nproc > 1:
+                job = (model, samples, loss, recipe, checkpoint, device.type, every)
+                launch(nproc, device.type, _train_together, job, report)
+                history = state.restore(checkpoint)
+            else:
+                _train(state, history, samples, loss, checkpoint, device, every, report)
     state.finish()
+    model.to(device)
     return history
 
 
@@ -92,65 +109,124 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(length, generator=generator).tolist()
 
 
-class _Seeded(Dataset):
-    """Item k of an epoch with the random numbers of (seed, epoch, k), whatever process draws it."""
+def _train_together(model, samples, loss, recipe, checkpoint, device, report_every, report) -> None:
+    """What each of several processes does."""
+    model.to(device, memory_format=torch.channels_last)
+    if device == "cuda":
+        from timm.layers import convert_sync_batchnorm  # torch's forgets the ReLU in timm's
 
-    def __init__(self, samples: Dataset, seed: int, epoch: int):
-        self.samples, self.seed, self.epoch = samples, seed, epoch
-
-    def __getitem__(self, k: int):
-        with torch.random.fork_rng(devices=[]):
-            # of the CPU alone: torch.manual_seed takes longer than a small image's augmentation
-            torch.default_generator.manual_seed((self.seed * 10_007 + self.epoch) * 1_000_003 + k)
-            return self.samples[k]
-
-    def __len__(self) -> int:
-        return len(self.samples)
+        model = convert_sync_batchnorm(model)
+    state = TrainingState(model, recipe, len(samples))
+    history = state.restore(checkpoint)
+    _train(state, history, samples, loss, checkpoint, torch.device(device), report_every, report)
 
 
-def _epoch(net, samples, loss, epoch, state, device, progress) -> float:
-    net.train()
-    recipe = state.recipe
-    order = epoch_order(len(samples), recipe.seed, epoch)
-    batches = [order[k : k + recipe.batch_size] for k in range(0, len(order), recipe.batch_size)]
-    loader = DataLoader(
-        _Seeded(samples, recipe.seed, epoch),
-        batch_sampler=[share(batch) for batch in batches],
-        num_workers=-(-recipe.workers // size()),
-    )
+def _train(state, history, samples, loss, checkpoint, device, report_every, report) -> None:
+    """The epochs that are missing in ``history``, which grows."""
+    recipe, (rank, size) = state.recipe, _rank_and_size()
+    epochs = range(len(history), recipe.epochs)
+    objective = _Objective(state.model, loss)
+    if size > 1:
+        objective = DistributedDataParallel(objective, static_graph=True)
+    with closing(_load(samples, recipe, epochs, device)) as loader:
+        for epoch in epochs:
+            torch.manual_seed((recipe.seed * 10_007 + epoch) * size + rank)  # for dropout
+            mean = _epoch(objective, loader, epoch, len(samples), state, device, report)
+            history.append(mean)
+            if rank > 0:
+                continue
+            state.save(checkpoint, history)
+            if (epoch + 1) % report_every == 0 or epoch + 1 == recipe.epochs:
+                report(0, f"epoch {epoch + 1:3d} of {recipe.epochs}: loss {mean:.3f}")
+
+
+def _epoch(objective, loader, epoch, length, state, device, report) -> float:
+    """The mean loss of an epoch, in which all batches are trained on."""
+    recipe, (rank, size) = state.recipe, _rank_and_size()
+    batches = _batches(length, recipe, epoch)
     total = 0.0
-    for chunk in _chunks(zip(batches, loader, strict=True), recipe.accumulate):
-        for places, batch in chunk:
-            batch = _to(batch, device)
-            if size() > 1:
-                batch = net.whole(batch, len(places))
+    objective.train()
+    places = range(0, len(batches), recipe.accumulate)
+    for first in on_fastest_threads(places) if device.type == "cpu" and size == 1 else places:
+        step = batches[first : first + recipe.accumulate]
+        for batch in step:
+            share = len(batch[rank::size]) * size / len(batch)  # of what DDP takes the mean of
             with autocast(device, recipe.mixed_precision):
-                value = loss(net, batch)
+                value = objective(_to(next(loader), device))
             if not torch.isfinite(value):
                 raise InputError(
                     f"the loss is {value.item()} in epoch {epoch + 1}: lower lr ({recipe.lr:g})"
                 )
-            (value / len(chunk)).backward()
-            total += value.item()
-            progress.advance(len(places))
+            (share * value / len(step)).backward()
+            total += share * value.item()
+            if rank == 0:
+                report(len(batch))
         state.step()
+    if size > 1:
+        sum_of_all = torch.tensor(total, dtype=torch.double, device=device)
+        dist.all_reduce(sum_of_all)
+        total = sum_of_all.item() / size
     return total / len(batches)
 
 
-def _chunks(batches: Iterable, size: int) -> Iterator[list]:
-    chunk = []
-    for batch in batches:
-        chunk.append(batch)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+class _Objective(nn.Module):
+    """The loss as a module, whose gradients DistributedDataParallel can average."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, tuple], Tensor]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: tuple) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """The number of this process among those that train together, and how many they are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _batches(length: int, recipe: Recipe, epoch: int) -> list[list[int]]:
+    order = epoch_order(length, recipe.seed, epoch)
+    return [order[k : k + recipe.batch_size] for k in range(0, length, recipe.batch_size)]
+
+
+def _load(
+    samples: Dataset, recipe: Recipe, epochs: Sequence[int], device: torch.device
+) -> Iterator[list]:
+    """This process's share of all batches of these epochs, from workers that stay."""
+    rank, size = _rank_and_size()
+    shares = [
+        [(epoch, k) for k in batch[rank::size] or batch[:1]]  # the first again where none is left
+        for epoch in epochs
+        for batch in _batches(len(samples), recipe, epoch)
+    ]
+    yield from DataLoader(
+        _Seeded(samples, recipe.seed),
+        batch_sampler=shares,
+        num_workers=-(-recipe.workers // size),
+        multiprocessing_context=START_METHOD if recipe.workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # and not the numbers of dropout
+    )
+
+
+class _Seeded(Dataset):
+    """Item (epoch, k) with the random numbers of (seed, epoch, k), whatever process draws it."""
+
+    def __init__(self, samples: Dataset, seed: int):
+        self.samples, self.seed = samples, seed
+
+    def __getitem__(self, place: tuple[int, int]):
+        epoch, k = place
+        with torch.random.fork_rng(devices=[]):
+            # of the CPU alone: torch.manual_seed takes longer than a small image's augmentation
+            torch.default_generator.manual_seed((self.seed * 10_007 + epoch) * 1_000_003 + k)
+            return self.samples[k]
 
 
 def _to(batch, device):
     if isinstance(batch, Tensor):
-        if batch.ndim == 4 and batch.is_floating_point():
-            return batch.to(device, memory_format=torch.channels_last)
-        return batch.to(device)
+        images = batch.ndim == 4 and batch.is_floating_point()
+        layout = torch.channels_last if images else torch.preserve_format
+        return batch.to(device, non_blocking=True, memory_format=layout)
     return [_to(part, device) for part in batch]

@@ -20,7 +20,7 @@ def cam_network(config: Any, num_classes: int, weights: str | None = None) -> CA
         weights: of the backbone, in place of ``config.weights``; "" for random ones.
     """
     backbone = _backbone(config, "cam", weights, config.cam_backbone)
-    return CAMNet(backbone, num_classes, config.cam_head, config.cam_width, config.cam_root)
+    return CAMNet(backbone, num_classes, config.cam_head, config.cam_width, config.cam_sqrt)
 
 
 def affinity_network(config: Any, weights: str | None = None) -> AffinityNet:
@@ -58,7 +58,7 @@ def recipe(config: Any, network: str) -> Recipe:
         warmup=config.warmup,
         accumulate=config.accumulate,
         mixed_precision=config.mixed_precision,
-        average=config.segmentation_ema_decay if network == "segmentation" else 0,
+        ema_decay=config.segmentation_ema_decay if network == "segmentation" else 0,
         workers=config.workers,
         seed=config.seed,
     )
@@ -68,4 +68,4 @@ def _backbone(config: Any, network: str, weights: str | None, options: dict[str,
     weights = config.weights if weights is None else weights
     stride = getattr(config, f"{network}_stride")
     backbone = build_backbone(config.backbone, stride, weights, **options)
-    return backbone if config.frozen_stages is None else freeze(backbone, config.frozen_stages)
+    return backbone if config.frozen_stages < 0 else freeze(backbone, config.frozen_stages)

@@ -6,30 +6,36 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from multiprocessing import get_context
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 
+from affinity_lib.data.progress import Progress
 from affinity_lib.errors import InputError
 from affinity_lib.training.cores import available_cores
-from affinity_lib.training.progress import Progress
 
 T = TypeVar("T")
+R = TypeVar("R")
 
-# How processes start, and the seconds of work that are worth a pool of them. A forked worker has
-# the parent's imports and is there at once; elsewhere than on Linux forking is not safe.
-_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn", 3.0)
+# How workers start, and the seconds of work that are worth a pool of them. A forked worker has the
+# parent's imports and is there at once; elsewhere than on Linux forking is not safe.
+START_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn", 3.0)
+
+_ON_THE_GPU = Lock()
+_WINDOW = 5  # steps
 
 
 def map_images(
     function: Callable[[Any], Any],
     jobs: Iterable[Any],
     workers: int | None = None,
-    progress: str = "",
+    what: str = "label maps",
 ) -> list[Any]:
     """``[function(job) for job in jobs]`` over a pool of processes, one thread in each.
 
@@ -42,7 +48,7 @@ def map_images(
         jobs: any iterable.
         workers: number of processes, None for one per core; 1 stays in this process, as do jobs
             that are done sooner than a pool starts.
-        progress: description of a plain progress line; empty for none.
+        what: the work's name for the progress line.
 
     Returns:
         The results in the order of ``jobs``.
@@ -57,56 +63,86 @@ def map_images(
     if workers < 1:
         raise InputError(f"workers must be >= 1, got {workers}")
     jobs = list(jobs)
-    if progress:
-        from tqdm import tqdm
-
-        with tqdm(total=len(jobs), desc=progress) as line:
-            return _map(function, jobs, workers, line.update)
-    return _map(function, jobs, workers, Progress("label maps", len(jobs)).advance)
+    with Progress(desc=what, total=len(jobs)) as progress:
+        return _map(function, jobs, workers, progress.update)
 
 
 def each_image(
-    work: Callable[[T], Any],
+    work: Callable[[T], R],
     jobs: Sequence[T],
     what: str,
-    device: torch.device | str = "cpu",
     count: Callable[[T], int] = lambda job: 1,
-) -> None:
-    """Call ``work(job)`` for each job, on a CPU for as many at once as torch has threads.
+) -> list[R]:
+    """``[work(job) for job in jobs]``, as many at once as torch has threads.
 
-    Each job computes with a single thread, so that what comes out does not depend on how many
-    there are. For work that torch does; Python's own runs one thread at a time. On a GPU the jobs
-    follow one another.
+    Each job computes with a single thread: what comes out does not depend on how many there are,
+    and none waits for one that the system has put aside. For work that torch does; Python's own
+    runs one thread at a time. What a job does on a GPU it does in its ``turn``, while others read
+    and write.
 
     Args:
-        work: writes its result to a file of its own. Gradients and inference mode are a thread's
-            own: enter them inside.
+        work: gradients, autocast and inference mode are a thread's own: enter them inside.
         jobs: mostly ids of images.
         what: the work's name for the progress line.
-        device: where ``work`` computes.
         count: images in a job.
 
-    >>> seen = []
-    >>> each_image(seen.append, ["2007_000032", "2007_000039"], "nothing")
-    >>> sorted(seen)
-    ['2007_000032', '2007_000039']
+    Returns:
+        The results in the order of ``jobs``.
+
+    >>> each_image(len, ["2007_000032", "2007_000039"], "nothing")
+    [11, 11]
     """
-    progress = Progress(what, sum(map(count, jobs)))
-    if torch.device(device).type != "cpu":
-        for job in jobs:
-            work(job)
-            progress.advance(count(job))
-        return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        waiting = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(waiting):
-            future.result()
-            progress.advance(count(waiting.pop(future)))
+        with Progress(desc=what, total=sum(map(count, jobs))) as progress:
+            futures = {pool.submit(work, job): count(job) for job in jobs}
+            for future in as_completed(futures):
+                future.result()
+                progress.update(futures[future])
+        return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # of threads that start later
+
+
+def on_fastest_threads(steps: Iterable[T]) -> Iterator[T]:
+    """The steps of a training on the CPU, on all of torch's threads or, beside a busy process, on one.
+
+    Threads that share an operation wait for whichever the system has put aside, so beside a busy
+    process one thread can be several times as fast as two. Where they get less than 80 % of the
+    time that passes, a few steps with one thread decide about the rest. On an idle machine nothing
+    is tried, and results, which the number of threads changes by rounding, stay as they are.
+
+    >>> list(on_fastest_threads(["a", "b"]))
+    ['a', 'b']
+    """
+    threads, together = torch.get_num_threads(), None  # seconds of a window on all threads
+    decided, wall, cpu = threads == 1, time.perf_counter(), time.process_time()
+    try:
+        for number, step in enumerate(steps, 1):
+            yield step
+            if decided or number % _WINDOW:
+                continue
+            passed, used = time.perf_counter() - wall, time.process_time() - cpu
+            if together is not None:
+                torch.set_num_threads(1 if passed < together else threads)
+                decided = True
+            elif used < 0.8 * threads * passed:
+                together = passed
+                torch.set_num_threads(1)
+            wall, cpu = time.perf_counter(), time.process_time()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def turn(device: torch.device | str) -> AbstractContextManager:
+    """Where a job of ``each_image`` computes: one at a time on a GPU, whose memory is for one.
+
+    >>> with turn("cpu"):
+    ...     pass
+    """
+    return nullcontext() if torch.device(device).type == "cpu" else _ON_THE_GPU
 
 
 def _map(
@@ -129,7 +165,7 @@ def _map(
     workers = min(workers, len(jobs) - len(results))
     if workers == 0:
         return results
-    pool = ProcessPoolExecutor(workers, get_context(_METHOD), _use_one_thread)
+    pool = ProcessPoolExecutor(workers, get_context(START_METHOD), _use_one_thread)
     try:
         waiting = deque(pool.submit(function, job) for job in islice(remaining, 16 * workers))
         while waiting:

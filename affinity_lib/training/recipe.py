@@ -24,7 +24,7 @@ class Recipe:
         warmup: share of all steps in which the learning rate rises from zero, in [0, 1).
         accumulate: batches whose gradients make one step.
         mixed_precision: see ``precision.autocast``; float32 where the device has no bfloat16.
-        average: decay a step of a moving average of the weights, which the network ends with; 0
+        ema_decay: of an exponential moving average of the weights, which the network ends with; 0
             ends with the last weights, as the paper does.
         workers: processes that load images; 0 loads in the main process.
         seed: of initial order, augmentation and dropout; below 10^9.
@@ -41,7 +41,7 @@ class Recipe:
     warmup: float = 0.0
     accumulate: int = 1
     mixed_precision: bool = False
-    average: float = 0.0
+    ema_decay: float = 0.0
     workers: int = 0
     seed: int = 0
 
@@ -56,8 +56,8 @@ class Recipe:
                 "lr_factors must be four: of backbone weights, its biases, new weights and new "
                 f"biases, got {list(self.lr_factors)}"
             )
-        if not 0 <= self.average < 1:
-            raise InputError(f"average must be >= 0 and < 1, got {self.average:g}")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay must be >= 0 and < 1, got {self.ema_decay:g}")
         if min(self.lr_factors) < 0:
             raise InputError(f"lr_factors must be >= 0, got {list(self.lr_factors)}")
         for name in ("weight_decay", "momentum"):

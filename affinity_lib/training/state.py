@@ -1,4 +1,4 @@
-"""Where a training stands: weights, optimiser, schedule and average, which a checkpoint holds."""
+"""Where a training stands: weights, their average, optimizer, schedule; a checkpoint holds them."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ class TrainingState:
     Args:
         model: trained in place, on its device.
         recipe: how it is trained.
-        steps: of the whole training.
+        images: how many there are to train on.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, steps: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, images: int) -> None:
         self.model, self.recipe = model, recipe
+        batches = -(-images // recipe.batch_size)
+        steps = recipe.epochs * -(-batches // recipe.accumulate)
         self.optimizer = build_optimizer(model, recipe)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _factor(step / steps, recipe)
+            self.optimizer, lambda step: _lr_factor(step / steps, recipe)
         )
-        self.average = None
-        if recipe.average:
-            move = get_ema_multi_avg_fn(recipe.average)
-            self.average = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+        self.ema = None
+        if recipe.ema_decay:
+            move = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.ema = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
 
     def step(self) -> None:
         """Change the weights by the gradients that have been summed up, which end at none."""
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
 
     def finish(self) -> None:
         """Give the network the weights that it ends with, in ``eval`` mode."""
-        if self.average is not None:
-            self.model.load_state_dict(self.average.module.state_dict())
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
         self.model.eval()
 
     def save(self, path: Path, history: list[float]) -> None:
@@ -54,7 +56,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
-            "average": {} if self.average is None else self.average.state_dict(),
+            "ema": {} if self.ema is None else self.ema.state_dict(),
             "recipe": asdict(self.recipe),
             "history": history,
         }
@@ -62,7 +64,7 @@ class TrainingState:
         with write_aside(path) as aside, aside.open("wb") as file:
             torch.save(state, file)
 
-    def restore(self, path: Path, device: torch.device) -> list[float]:
+    def restore(self, path: Path) -> list[float]:
         """Go on from a checkpoint of the same recipe and of a network of the same shapes.
 
         Returns:
@@ -74,7 +76,7 @@ class TrainingState:
         if not Path(path).exists():
             return []
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             earlier, history, tensors = state["recipe"], state["history"], state["model"]
         except Exception as error:  # bytes that are no checkpoint can raise anything
             raise InputError(
@@ -90,8 +92,8 @@ class TrainingState:
         self.model.load_state_dict(tensors)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         return history
 
 
@@ -115,7 +117,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum)
 
 
-def _factor(progress: float, recipe: Recipe) -> float:
+def _lr_factor(progress: float, recipe: Recipe) -> float:
     rise = min((progress + 1e-3) / recipe.warmup, 1) if recipe.warmup else 1
     return rise * max(1 - progress, 0) ** recipe.power
 

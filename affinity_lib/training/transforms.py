@@ -103,17 +103,19 @@ class TrainTransform:
                 how = InterpolationMode.BILINEAR if soft else InterpolationMode.NEAREST
                 maps = functional.resize(maps, size, how)
         place = (
-            *random_place(size, self.crop),
+            *random_position(size, self.crop),
             self.crop,
             self.flip and bool(torch.rand(()) < 0.5),
         )
-        pixels = cut(pixels.float().sub_(self._mean), *place, fill=0).div_(self._std)
+        pixels = crop_and_flip(pixels.float().sub_(self._mean), *place, fill=0).div_(self._std)
         if maps is None:
             return pixels, None
-        return pixels, cut(maps, *place, fill=0) if soft else cut(maps, *place, VOID)[0].long()
+        return pixels, crop_and_flip(maps, *place, fill=0) if soft else crop_and_flip(
+            maps, *place, VOID
+        )[0].long()
 
 
-def random_place(size: Sequence[int], crop: int) -> tuple[int, int]:
+def random_position(size: Sequence[int], crop: int) -> tuple[int, int]:
     """Top and left of a random square of ``crop`` cells in a map of this size (H, W).
 
     Where the map is smaller they are negative, and the map lies at a random place of the square.
@@ -123,10 +125,10 @@ def random_place(size: Sequence[int], crop: int) -> tuple[int, int]:
     return top, left
 
 
-def cut(x: Tensor, top: int, left: int, crop: int, flip: bool, fill: float) -> Tensor:
+def crop_and_flip(x: Tensor, top: int, left: int, crop: int, flip: bool, fill: float) -> Tensor:
     """The square of ``crop`` cells of a map (C, H, W), mirrored if asked, ``fill`` outside of it.
 
-    >>> cut(torch.tensor([[[1, 2, 3]]]), top=0, left=1, crop=2, flip=True, fill=9).tolist()
+    >>> crop_and_flip(torch.tensor([[[1, 2, 3]]]), top=0, left=1, crop=2, flip=True, fill=9).tolist()
     [[[3, 2], [9, 9]]]
     """
     height, width = x.shape[-2:]

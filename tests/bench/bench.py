@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_report import STRUCTURES, Row, linearity, plot_curves, table
-from measuring import Cost, describe_machine, free_memory, measure
+from measuring import Measurement, describe_machine, free_memory, measure
 from references import SCALES, gathered_loss, one_view_at_a_time, squarings
 from torch import Tensor
 
@@ -158,8 +158,8 @@ def bench_crf(quick: bool = False) -> list[Row]:
         Row(
             f"dCRF, {count} images, {cores} processes",
             "one process",
-            Cost(pool.seconds, None),
-            Cost(alone.seconds, None),
+            Measurement(pool.seconds, None),
+            Measurement(alone.seconds, None),
             0.85 * cores,
         ),
         Row("dCRF, two unaries of one image", "two set-ups", shared, twice, 1),
@@ -235,12 +235,12 @@ def _refine_twice(height: int, width: int, seed: int) -> float:
     return float(sum(refined.mean() for refined in map(PairwiseCRF(image), unaries)))
 
 
-def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Cost:
+def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Measurement:
     """Eight squarings, or an eighth of them, one after the other, counted ``share`` times."""
     box = [transition_matrix(affinity, offsets, BETA)]
     held = box[0].nbytes  # by the matrix itself, before the first squaring
     cost = measure(lambda: squarings(box.pop(), 8 // share), repeat=1)
-    return Cost(share * cost.seconds, None if cost.memory is None else cost.memory + held)
+    return Measurement(share * cost.seconds, None if cost.memory is None else cost.memory + held)
 
 
 if __name__ == "__main__":

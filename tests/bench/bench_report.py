@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Cost
+from measuring import Measurement
+
+from affinity_lib.plots import markdown_table
 
 MIB = 2**20
 STRUCTURES = """\
@@ -26,8 +28,8 @@ class Row:
 
     name: str
     reference: str
-    ours: Cost
-    theirs: Cost
+    ours: Measurement
+    theirs: Measurement
     faster_bar: float
     smaller_bar: float | None = None
 
@@ -46,22 +48,18 @@ class Row:
 
 def table(machine: dict[str, Any], rows: Sequence[Row], exponents: dict[str, float]) -> str:
     """The report in Markdown."""
-    lines = [
-        "{processor}, {cores} cores, {threads} threads, {system}, Python {python}, torch {torch}",
-        "",
-        "| what | against | ours | reference | times faster | times less memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines[0] = lines[0].format(**machine)
+    header = ["what", "against", "ours", "reference", "times faster", "times less memory"]
+    cells = []
     for row in rows:
-        smaller = "" if row.smaller is None else f"{row.smaller:.1f}"
-        if row.smaller_bar and row.smaller is not None:
-            smaller += f" (bar {row.smaller_bar:g})"
-        bar = f" (bar {row.faster_bar:g})" if row.faster_bar > 1 else ""
-        lines.append(
-            f"| {row.name} | {row.reference} | {_shown(row.ours)} | {_shown(row.theirs)} | "
-            f"{row.faster:.4g}{bar} | {smaller} |"
-        )
+        faster, smaller = f"{row.faster:.4g}", "" if row.smaller is None else f"{row.smaller:.1f}"
+        faster += f" (bar {row.faster_bar:g})" if row.faster_bar > 1 else ""
+        smaller += f" (bar {row.smaller_bar:g})" if row.smaller_bar and smaller else ""
+        ours, theirs = _told(row.ours), _told(row.theirs)
+        cells.append([row.name, row.reference, ours, theirs, faster, smaller])
+    machine_line = (
+        "{processor}, {cores} cores, {threads} threads, {system}, Python {python}, torch {torch}"
+    )
+    lines = [machine_line.format(**machine), "", markdown_table(header, cells)]
     grows = ", ".join(f"{method} {exponent:.2f}" for method, exponent in exponents.items())
     if grows:
         lines += ["", f"Time of the walk grows with megapixels (1 to 16) to the power of {grows}."]
@@ -110,6 +108,6 @@ def plot_curves(curves: dict[str, list[dict[str, float]]], path: Path, title: st
     plt.close(figure)
 
 
-def _shown(cost: Cost) -> str:
+def _told(cost: Measurement) -> str:
     seconds = f"{cost.seconds:.3g} s" if cost.seconds >= 1 else f"{1000 * cost.seconds:.3g} ms"
     return seconds if cost.memory is None else f"{seconds}, {cost.memory / MIB:.3g} MiB"

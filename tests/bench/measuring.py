@@ -21,7 +21,7 @@ _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
-class Cost:
+class Measurement:
     """Median seconds of a call, and the most memory in bytes that it took on top of what the
     process held before (None where the system does not tell)."""
 
@@ -29,7 +29,7 @@ class Cost:
     memory: int | None
 
 
-def measure(call: Callable[[], Any], repeat: int) -> Cost:
+def measure(call: Callable[[], Any], repeat: int) -> Measurement:
     """Median time of ``repeat`` calls and the peak of memory over them; the first of several calls
     is not counted.
 
@@ -45,7 +45,7 @@ def measure(call: Callable[[], Any], repeat: int) -> Cost:
         call()
         seconds.append(time.perf_counter() - start)
     memory = None if before is None else max(_kibibytes(_STATUS, "VmHWM") - before, 0)
-    return Cost(statistics.median(seconds), memory)
+    return Measurement(statistics.median(seconds), memory)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,0 +1,260 @@
+"""How far a long loop is: one live line, which is gone when the loop ends.
+
+Who looks decides where it is shown:
+
+* a run by ``python -m affinity_lib``: the runner's terminal, whose descriptor the kernel inherits;
+  a plain line every 30 s if it is none, and nothing where the environment variable ``CI`` is set;
+* JupyterLab, Notebook 7, VS Code: below the cell that runs, and never in the saved notebook;
+* a terminal, IPython's too: its last line;
+* papermill, nbconvert, nbval: nobody, so nowhere.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import groupby
+from threading import RLock, Timer
+from typing import Any
+from uuid import uuid4
+
+from tqdm import tqdm
+
+RUNNER = "AFFINITY_LIB_PROGRESS"
+"""The environment variable that holds the runner's descriptor and how its line begins."""
+
+
+class Progress(tqdm):
+    """tqdm, shown where somebody looks, after two seconds, leaving nothing behind.
+
+    Args:
+        iterable, desc, total, initial, unit, ...: as for tqdm.
+
+    >>> [2 * number for number in Progress([1, 2], "doubling")]
+    [2, 4]
+    """
+
+    monitor_interval = 0  # no thread that outlives the loop
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        self._show = screen()
+        own = {"unit": "image", "delay": 2, "mininterval": 0.5, "miniters": 1, "leave": False}
+        own |= {"disable": self._show is None, "ascii": False, "file": io.StringIO()}
+        super().__init__(*args, **own | how)
+        self._timer = Timer(self.delay, self._begin) if not self.disable and self.delay else None
+        if self._timer:  # the first image may take long
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _begin(self) -> None:
+        self.delay = 0
+        self.refresh()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Show the line; ``msg`` in its place, "" to take it away."""
+        if msg is None and self.disable:  # closed meanwhile
+            return False
+        try:
+            self._show(str(self) if msg is None else msg)
+        except OSError:  # a full disk, a closed terminal: the work goes on
+            self.disable = True
+        return False
+
+    def close(self) -> None:
+        """Take the line away."""
+        if getattr(self, "_timer", None):
+            self._timer.cancel()
+        super().close()
+
+
+Progress.set_lock(RLock())  # of threads: no other process shows anything
+
+
+def print_above(text: str, end: str = "\n") -> None:
+    """Print at once, and in place of the line where both are on one terminal."""
+    show = screen()
+    if isinstance(show, _Terminal) and not show.head and sys.stdout.isatty():
+        show("")
+    print(text, end=end, flush=True)
+
+
+@contextmanager
+def shown_after(head: str, say: Callable[..., Any] = print) -> Iterator[None]:
+    """Let the processes that are started meanwhile show how far they are.
+
+    Args:
+        head: how the line begins, which has been printed without its end.
+        say: what has printed it; nothing is shown if it is not :func:`print`.
+    """
+    try:
+        descriptor = -1 if say is not print or os.environ.get("CI") else os.dup(sys.stdout.fileno())
+    except (OSError, ValueError):  # no file, or a closed one
+        descriptor = -1
+    if descriptor < 0:
+        yield
+        return
+    os.environ[RUNNER] = f"{descriptor} {os.fstat(descriptor).st_ino} {head}"
+    try:
+        yield
+    except BaseException:
+        if os.isatty(descriptor):  # whoever failed may have left a line
+            say(f"\r\033[K{head}", end=" ", flush=True)
+        raise
+    finally:
+        del os.environ[RUNNER]
+        os.close(descriptor)
+
+
+def inherited() -> tuple[int, ...]:
+    """The descriptors that a kernel needs to show how far it is."""
+    value = os.environ.get(RUNNER)
+    return (int(value.split()[0]),) if value else ()
+
+
+def screen() -> Callable[[str], None] | None:
+    """What shows a text in place of the one before; none for an empty one. None if nobody looks."""
+    if value := os.environ.get(RUNNER):
+        return _runners(value)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):  # papermill, nbconvert and nbval cannot answer an input()
+        person = (shell.get_parent() or {}).get("content", {}).get("allow_stdin")
+        return _cell(shell) if person else None
+    return _terminal(sys.stderr.fileno(), "") if sys.stderr and sys.stderr.isatty() else None
+
+
+@cache
+def _runners(value: str) -> Callable[[str], None] | None:
+    number, node, head = value.split(" ", 2)
+    try:
+        if os.fstat(int(number)).st_ino != int(node):
+            return None  # a process that has not inherited it, and another file of this number
+    except OSError:
+        return None
+    return (_terminal if os.isatty(int(number)) else _Log)(int(number), head)
+
+
+class _Terminal:
+    """Rewrites the line of a terminal that begins with ``head``."""
+
+    def __init__(self, descriptor: int, head: str):
+        self.descriptor, self.head = descriptor, head
+
+    def __call__(self, text: str) -> None:
+        line = f"{self.head} ".lstrip()
+        if text:
+            width = (os.get_terminal_size(self.descriptor).columns or 80) - 1
+            line = f"{self.head[: max(width - len(text) - 2, 0)]}  {text}".strip()[:width]
+        os.write(self.descriptor, f"\r\033[K{line}".encode())
+
+
+class _Log:
+    """Writes a line every 30 s to what is no terminal, and ``head`` again when nothing follows."""
+
+    def __init__(self, descriptor: int, head: str):
+        self.descriptor, self.head = descriptor, head
+        self.last, self.begun = time.monotonic(), True
+
+    def __call__(self, text: str) -> None:
+        if text and time.monotonic() - self.last >= 30:
+            begin = "" if self.begun else f"{self.head} "
+            os.write(self.descriptor, f"{begin}{text}\n".encode())
+            self.last, self.begun = time.monotonic(), False
+        elif not text and not self.begun:
+            os.write(self.descriptor, f"{self.head} ".encode())
+            self.begun = True
+
+
+class _Cell:
+    """A line among the outputs of the cell that runs, which a front end forgets when it is over.
+
+    The protocol cannot take back one output, only all of a cell (``clear_output``). So what else
+    the cell puts out is noted on its way, and put out again when the line is taken away.
+    """
+
+    def __init__(self, shell: Any):
+        self.session = shell.kernel.session
+        self.socket = shell.display_pub.pub_socket
+        self.send, self.session.send = self.session.send, self._send
+        self.lock = RLock()
+        self.cell: dict = shell.get_parent()["header"]
+        self.outputs: list[tuple[str, dict]] | None = None  # unknown: the cell had begun
+        self.line = ""  # its display_id while it is shown
+        shell.events.register("post_run_cell", lambda _: self(""))  # whatever a cell left open
+        if hasattr(os, "register_at_fork"):  # a fork would wait for a thread that it has not
+            os.register_at_fork(after_in_child=lambda: setattr(self.session, "send", self.send))
+
+    def __call__(self, text: str) -> None:
+        if text and not self.line:  # what was printed before stands above
+            sys.stdout.flush()
+            sys.stderr.flush()
+        with self.lock:
+            if text:
+                kind = "update_display_data" if self.line else "display_data"
+                self.line = self.line or uuid4().hex
+            elif not self.line:
+                return
+            elif self.outputs is None:
+                kind = "update_display_data"
+            else:
+                self._put("clear_output", {"wait": False})
+                for kind, content in _joined(self.outputs):
+                    self._put(kind, content)
+                self.line = ""
+                return
+            data = {"data": {"text/plain": text}, "metadata": {}}
+            self._put(kind, data | {"transient": {"display_id": self.line}})
+            self.line = self.line if text else ""
+
+    def _put(self, kind: str, content: dict) -> None:
+        message = self.session.msg(kind, content, parent=self.cell)
+        self.send(self.socket, message, ident=kind.encode())
+
+    def _send(self, stream, message, content=None, parent=None, *rest, **how):
+        """In place of the session's: the same, and a note of what is an output of the cell."""
+        kind = message["msg_type"] if isinstance(message, dict) else message
+        if kind not in _OUTPUTS:
+            return self.send(stream, message, content, parent, *rest, **how)
+        with self.lock:
+            sent = self.send(stream, message, content, parent, *rest, **how)
+            if sent:  # not from a fork
+                self._note(kind, sent["content"], sent["parent_header"])
+            return sent
+
+    def _note(self, kind: str, content: dict, cell: dict) -> None:
+        if kind == "execute_input":
+            self.cell, self.outputs, self.line = cell, [], ""
+        elif self.outputs is None or cell.get("msg_id") != self.cell.get("msg_id"):
+            pass
+        elif kind == "clear_output":
+            self.outputs, self.line = [], ""
+        elif kind == "input_request":
+            self.outputs = None  # what is answered is known to the front end alone
+        elif kind == "update_display_data":
+            name = content["transient"]["display_id"]
+            for k, (_, shown) in enumerate(self.outputs):
+                if shown.get("transient", {}).get("display_id") == name:
+                    self.outputs[k] = ("display_data", content)
+        else:
+            self.outputs.append((kind, content))
+
+
+def _joined(outputs: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
+    """The outputs, with what follows one another on a stream as one: front ends limit their rate."""
+    for (kind, name), some in groupby(outputs, lambda output: (output[0], output[1].get("name"))):
+        if kind == "stream":
+            yield kind, {"name": name, "text": "".join(content["text"] for _, content in some)}
+        else:
+            yield from some
+
+
+_OUTPUTS = {
+    "execute_input", "stream", "display_data", "update_display_data", "execute_result", "error",
+    "clear_output", "input_request",
+}  # fmt: skip
+_cell, _terminal = cache(_Cell), cache(_Terminal)
+screen()  # in a notebook: so that what its cells put out is noted from the first loop on

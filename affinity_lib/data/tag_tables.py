@@ -1,0 +1,303 @@
+"""Tables of image tags, as spreadsheets, scripts and annotation tools write them.
+
+What a table means is found in the whole of it, not row by row: which column names the files, which
+holds the tags or that each column is a class, what separates tags. Where that is not certain the
+table is refused, since a wrong guess would become classes that nobody wrote.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from affinity_lib.data.tag_cells import no_name, short, split_cells
+from affinity_lib.errors import InputError
+
+FILE_COLUMNS = (
+    "file", "filename", "fname", "image", "imagename", "imagefile", "img", "photo", "picture",
+    "path", "filepath", "imagepath", "imageid",
+)  # fmt: skip
+"""Names of the column of files, the surest first; case, spaces and underscores do not count."""
+
+_SINGULAR = ("tag", "label", "class", "category", "keyword")
+TAG_COLUMNS = {
+    **dict.fromkeys(("tags", "labels", "classes", "categories", "keywords"), False),
+    **{f"{name}{tail}": True for name in _SINGULAR for tail in ("", "name")},
+}
+"""Names of the column of tags, and whether the name promises one tag a row."""
+
+_DOUBTS = ("confidence", "score", "probability", "prob")  # tags that may not be there
+_FLAGS = ("id", "index", "split", "fold", "difficult", "truncated", "occluded", "crowd", "iscrowd")
+_FLAGS += ("isvalid", "istrain", "istest", "isoccluded", "istruncated")  # 0 and 1, yet no class
+_YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+_DELIMITERS = "\t;,|"
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its number, the name of a file as it stands there, and tags, which may be none."""
+
+    number: int
+    name: str
+    tags: tuple[str, ...]
+
+
+@dataclass
+class Table:
+    """What a table says, what of it cannot be understood, and how it was understood.
+
+    Attributes:
+        rows: in the table's order.
+        faults: a sentence for each row that has to be corrected.
+        notes: sentences for a person, who sees in them whether the table was understood.
+        one_tag_a_row: whether an image has a row for each of its tags.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    one_tag_a_row: bool = False
+
+
+def read_table(path: str | Path) -> Table:
+    """Read a table with a column of image files, and either one of tags or a 0/1 column a class.
+
+    Columns are separated by commas, semicolons, tabs or vertical bars; Excel's first line
+    ``sep=;``, byte order marks, UTF-16, quotes, empty rows and further columns are understood.
+    Tags are separated by semicolons, vertical bars or commas, or are a list in brackets; a table
+    must use the same all over, and then a tag may hold spaces. In a table without any of them,
+    words are tags of their own if each stands alone somewhere.
+
+    Args:
+        path: the table, text in UTF-8 or UTF-16.
+
+    Raises:
+        InputError: it is not such a table, or its tags are not names of classes.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "labels.csv"
+    >>> _ = path.write_text("id;File;Tags\\n1;tom.jpg;cat, traffic light\\n2;sky.jpg;\\n")
+    >>> table = read_table(path)
+    >>> [(row.name, row.tags) for row in table.rows]
+    [('tom.jpg', ('cat', 'traffic light')), ('sky.jpg', ())]
+    >>> print(*table.notes, sep="\\n")
+    column File names the images and column Tags holds their tags, separated by commas
+    column id is ignored
+    """
+    path = Path(path)
+    header, records = _records(path, _decoded(path))
+    names = [_key(name) for name in header]
+    doubts = [name for name, key in zip(header, names, strict=True) if key in _DOUBTS]
+    if doubts:
+        raise InputError(
+            f"{path} has a column {doubts[0]}: keep the rows whose tags are certain and take the "
+            "column out"
+        )
+    file = min((k for k in names if k in FILE_COLUMNS), key=FILE_COLUMNS.index)
+    file = names.index(file)
+    tags = [column for column, key in enumerate(names) if key in TAG_COLUMNS]
+    if len(tags) > 1:
+        raise InputError(
+            f"{path} has several columns of tags, {', '.join(header[c] for c in tags)}: keep one"
+        )
+    table = Table()
+    records = _whole(path, header, records, table)
+    if tags:
+        _read_tags(path, header, records, file, tags[0], table)
+    else:
+        _read_one_hot(path, header, records, file, table)
+    if not table.rows and not table.faults:
+        raise InputError(f"{path} names no image: write one image a line")
+    _check_names(path, table)
+    return table
+
+
+def _decoded(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "is missing" if not path.exists() else f"cannot be read ({error.strerror})"
+        raise InputError(f"{path} {reason}: write a table with columns file and tags") from error
+    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise InputError(f"{path} is a workbook of a spreadsheet: save it as CSV UTF-8")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path} is no UTF-8 CSV table, its line {line} has the byte "
+            f"0x{data[error.start]:02x}: save it as CSV UTF-8"
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{path} is no UTF-8 CSV table, it holds zero bytes: save it as CSV UTF-8")
+    return unicodedata.normalize("NFC", text).translate(_INVISIBLE).removesuffix("\x1a")
+
+
+def _records(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and the other rows that are not empty, with their numbers."""
+    first, _, rest = text.partition("\n")
+    told = re.fullmatch(r'"?sep=([;,|\t])"?\s*', first, re.IGNORECASE)
+    text = rest if told else text
+    line = 0
+    try:
+        for delimiter in told[1] if told else _DELIMITERS:
+            header = next(filter(any, _reader(text, delimiter)), [])
+            if any(_key(name) in FILE_COLUMNS for name in header) and len(header) > 1:
+                break
+        else:
+            start = next((line for line in text.splitlines() if line.strip()), "")
+            raise InputError(
+                f"{path} must begin with the names of its columns, such as file,tags, "
+                f"got {short(start) if start else 'nothing'}"
+            )
+        rows = []
+        for line, cells in enumerate(_reader(text, delimiter, strict=True), start=1):
+            cells = [cell.strip() for cell in cells]
+            if any(cells):
+                rows.append((line, cells))
+    except csv.Error as error:
+        raise InputError(
+            f"row {line + 1} of {path} cannot be read ({error}): put a cell with separators in "
+            "quotes, and write a quote in it twice"
+        ) from error
+    return rows[0][1], rows[1:]
+
+
+def _reader(text: str, delimiter: str, strict: bool = False) -> Iterator[list[str]]:
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_./-]+", "", name).casefold()
+
+
+def _whole(
+    path: Path, header: list[str], records: list[tuple[int, list[str]]], table: Table
+) -> list[tuple[int, list[str]]]:
+    """The rows that have a cell for each column; columns without a name must be empty or count."""
+    whole = []
+    for number, cells in records:
+        if any(cells[len(header) :]):
+            table.faults.append(
+                f"row {number} of {path} has too many cells: put its tags in one cell, separated "
+                "by semicolons, in quotes"
+            )
+        elif len(cells) < len(header) and not any(header[len(cells) :]):
+            whole.append((number, cells + [""] * (len(header) - len(cells))))
+        elif len(cells) < len(header):
+            table.faults.append(
+                f"row {number} of {path} has too few cells, {len(cells)} instead of "
+                f"{len(header)}: leave the cell of an image without tags empty"
+            )
+        else:
+            whole.append((number, cells[: len(header)]))
+    for column, name in enumerate(header):
+        filled = [cells[column] for _, cells in whole if cells[column]]
+        counts = column == 0 and all(cell.isdecimal() for cell in filled)
+        if not name and filled and not counts:
+            raise InputError(f"column {column + 1} of {path} has no name: write one, or empty it")
+    return whole
+
+
+def _read_tags(
+    path: Path,
+    header: Sequence[str],
+    records: Sequence[tuple[int, list[str]]],
+    file: int,
+    column: int,
+    table: Table,
+) -> None:
+    names = Counter(cells[file] for _, cells in records)
+    one_a_row = TAG_COLUMNS[_key(header[column])]
+    repeats = len(names) < len(records)
+    cells = {number: row[column].replace("\r\n", "\n") for number, row in records}
+    tags, faults, how = split_cells(path, cells, one_a_row and repeats)
+    table.faults += faults
+    table.rows = [Row(number, row[file], tags[number]) for number, row in records if number in tags]
+    table.one_tag_a_row = one_a_row or all(len(row.tags) < 2 for row in table.rows)
+    table.notes.append(
+        f"column {header[file]} names the images and column {header[column]} holds their tags, {how}"
+    )
+    others = [name for c, name in enumerate(header) if name and c not in (file, column)]
+    if others:
+        table.notes.append(
+            f"column{'s' * (len(others) > 1)} {', '.join(others)} "
+            f"{'are' if len(others) > 1 else 'is'} ignored"
+        )
+
+
+def _read_one_hot(
+    path: Path,
+    header: Sequence[str],
+    records: Sequence[tuple[int, list[str]]],
+    file: int,
+    table: Table,
+) -> None:
+    columns = [c for c, name in enumerate(header) if name and c != file]
+    twice = [header[c] for c in columns if header.count(header[c]) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns {twice[0]}: keep one")
+    other = f"{path} has no column of tags, and its column"
+    for column in columns:
+        values = {row[column].casefold() for _, row in records}
+        strange = sorted(values - _YES_NO.keys())
+        if "-1" in values:
+            raise InputError(
+                f"{other} {header[column]} holds -1: write 1 where the class is there and 0 "
+                "where it is not"
+            )
+        if strange:
+            raise InputError(
+                f"{other} {header[column]} holds {short(strange[0])}, where 1 and 0 would tell "
+                f"whether the class is there: name the column of tags tags, or keep "
+                f"{header[file]} and one column a class"
+            )
+        if _key(header[column]) in _FLAGS:
+            raise InputError(f"{other} {header[column]} is hardly a class: take it out")
+    for number, row in records:
+        tags = (" ".join(header[c].split()) for c in columns if _YES_NO[row[c].casefold()])
+        table.rows.append(Row(number, row[file], tuple(tags)))
+    table.notes.append(f"column {header[file]} names the images and each other column is a class")
+    empty = [
+        header[c] for c in columns if not any(_YES_NO[row[c].casefold()] for _, row in records)
+    ]
+    if empty and records:
+        table.notes.append(f"no image has {', '.join(empty)}: left out")
+
+
+def _check_names(path: Path, table: Table) -> None:
+    """Refuse tags that are no names; one class for spellings that differ in their case alone."""
+    counts = Counter(tag for row in table.rows for tag in row.tags)
+    if not counts and not table.faults:
+        raise InputError(f"{path} has no tag in any row: write at least one")
+    if counts and all(tag.isdecimal() for tag in counts):
+        raise InputError(
+            f"{path} has numbers for tags ({', '.join(sorted(counts)[:3])}): write the names of "
+            "the classes"
+        )
+    bad = {tag: reason for tag in counts if (reason := no_name(tag))}
+    table.faults += [
+        f"row {row.number} of {path}: {bad[tag]}" for row in table.rows for tag in row.tags
+        if tag in bad
+    ]  # fmt: skip
+    spellings: dict[str, str] = {}
+    for tag in sorted(counts, key=lambda tag: (-counts[tag], not tag.islower(), tag)):
+        first = spellings.setdefault(_key(tag), tag)
+        if first.casefold() != tag.casefold():
+            raise InputError(f"{path} has the tags {first!r} and {tag!r}: write them the same")
+        if first != tag:
+            table.notes.append(f"{tag} and {first} are one class, {first}")
+    table.rows = [
+        Row(row.number, row.name, tuple(dict.fromkeys(spellings[_key(tag)] for tag in row.tags)))
+        for row in table.rows
+    ]

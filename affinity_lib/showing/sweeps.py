@@ -1,0 +1,118 @@
+"""A grid of runs as a table, with mean and spread over the seeds, and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from affinity_lib.data.files import write_aside
+from affinity_lib.evaluation import PAPER_TABLE1
+from affinity_lib.running.sweep import Row
+from affinity_lib.showing.tables import Table
+
+METRICS = {key: f"{name}, train" for key, (name, _) in PAPER_TABLE1.items()}
+METRICS["val"] = "network, val"
+"""Columns of the table: key -> its heading."""
+
+
+def write_sweep(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Path:
+    """Write the table of a sweep as CSV and markdown, and draw it.
+
+    Args:
+        rows: what :func:`affinity_lib.running.sweep.execute_grid` found.
+        names: the swept parameters; if ``seed`` is one, mean and spread over it are added.
+        folder: where the files go, named after the parameters.
+
+    Returns:
+        The table as markdown, ``NAMES.md``; beside it lie a ``.csv`` and a ``.png``.
+    """
+    metrics = [key for key in METRICS if any(row.get(key) is not None for row in rows)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, [*names, *metrics], extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    stem = ",".join(names)
+    with write_aside(folder / f"{stem}.csv") as aside:
+        aside.write_text(text.getvalue(), encoding="utf-8")
+
+    blocks = [_table("Runs", rows, names, metrics)]
+    others = [name for name in names if name != "seed"]
+    means = _over_seeds(rows, others, metrics)
+    if "seed" in names:
+        spread = [
+            row | {key: f"{row[key]:.1f} ± {row[key + ' spread']:.1f}" for key in metrics}
+            for row in means
+        ]
+        title = "Mean and standard deviation over the seeds"
+        blocks.append(_table(title, spread, others, metrics))
+    if others and metrics:
+        with write_aside(folder / f"{stem}.png") as aside:
+            _picture(means, others, metrics).savefig(aside, dpi=100)
+    with write_aside(folder / f"{stem}.md") as aside:
+        text = "\n\n".join(block.markdown() for block in blocks)
+        aside.write_text(text + "\n", encoding="utf-8")
+    return folder / f"{stem}.md"
+
+
+def _over_seeds(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """One row for each combination of ``names``: mean and spread of each metric."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str([row[name] for name in names]), []).append(row)
+    means = []
+    for group in groups.values():
+        mean: Row = {name: group[0][name] for name in names}
+        for key in metrics:
+            values = [row[key] for row in group if row.get(key) is not None] or [math.nan]
+            mean[key] = statistics.fmean(values)
+            mean[f"{key} spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        means.append(mean)
+    return means
+
+
+def _table(title: str, rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str]) -> Table:
+    header = [*names, *(METRICS[key] for key in metrics)]
+    cells = [[*(str(row[n]) for n in names), *(row.get(key) for key in metrics)] for row in rows]
+    return Table("sweep", title, header, cells)
+
+
+def _picture(means: Sequence[Row], names: Sequence[str], metrics: Sequence[str]) -> Figure:
+    """A heat-map a metric over the first two parameters, or lines over the only one."""
+    if len(names) == 1:
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        ticks = [str(row[names[0]]) for row in means]
+        for key, marker in zip(metrics, "osD^v", strict=False):
+            axes.plot(ticks, [row[key] for row in means], marker=marker, label=METRICS[key])
+        axes.set(xlabel=names[0], ylabel="mIoU in percent")
+        axes.legend()
+        return figure
+    down, across = names[:2]
+    ys = list(dict.fromkeys(str(row[down]) for row in means))
+    xs = list(dict.fromkeys(str(row[across]) for row in means))
+    figure = Figure(figsize=(3.2 * len(metrics), 3.2), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        cells = [[_cell(means, {down: y, across: x}, key) for x in xs] for y in ys]
+        image = axes.imshow(cells, cmap="cividis")
+        for y, x in itertools.product(range(len(ys)), range(len(xs))):
+            value = cells[y][x]
+            dark = image.norm(value) < 0.5
+            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color="w" if dark else "k")
+        axes.set(title=METRICS[key], xlabel=across, ylabel=down)
+        axes.set_xticks(range(len(xs)), xs)
+        axes.set_yticks(range(len(ys)), ys)
+    return figure
+
+
+def _cell(means: Sequence[Row], place: Mapping[str, str], key: str) -> float:
+    """The best value there, over the parameters that are not axes."""
+    return max(
+        row[key] for row in means if all(str(row[name]) == text for name, text in place.items())
+    )

