@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
-from fake_project import make_project, write_notebook
+from fake_project import WALK, make_project, write_notebook
 from nbclient import NotebookClient
 from tiny import TINY
 
@@ -189,6 +191,17 @@ def test_a_value_written_into_the_parameters_cell_counts_as_one_given(project):
     assert printed["text"] == "2.0 [3.0] 5.0\n"
     table = shown["data"]["text/markdown"].splitlines()
     assert "| `beta` | 2 | 8 |" in table and "| `alphas` | 3 | 1, 2, 4, 6, 8, 12, 16, 24 |" in table
+
+
+def test_a_kernel_that_keeps_no_history_makes_the_same(project):
+    write_notebook(project / "01_walk.ipynb", "beta: float = 2\n", [WALK, "print(config.beta)"])
+    nbval = ["-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "01_walk.ipynb"]
+    subprocess.run([sys.executable, *nbval], cwd=project, check=True, capture_output=True)
+    walked = project.parent / "runs/tiny/01_walk/walked"
+    assert (walked / "walk.txt").read_text().startswith("2.0 ")
+    made = json.loads((walked / NOTE).read_text())
+    execute(project, "01_walk")
+    assert made == json.loads((walked / NOTE).read_text())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

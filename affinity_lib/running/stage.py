@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import json
+import linecache
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -362,7 +364,25 @@ def setting_hashes(values: Mapping[str, Any], names: Iterable[str]) -> dict[str,
 def _cells() -> list[str]:
     """The code cells that this kernel has run, the running one last; none outside of a kernel."""
     shell = get_ipython()
-    return list(shell.user_ns["In"][1:]) if shell is not None else ["pass"]
+    if shell is None:
+        return ["pass"]
+    if len(shell.user_ns["In"]) == 1:
+        return _compiled_cells(shell.user_ns)
+    return list(shell.user_ns["In"][1:])
+
+
+def _compiled_cells(names: Mapping[str, Any]) -> list[str]:
+    """The same where no history is kept, as under nbval: what the kernel has compiled."""
+    cells = {}
+    for place in linecache.cache:
+        if Path(place).parent.name == f"ipykernel_{os.getpid()}":
+            cells[place] = "".join(linecache.getlines(place))
+    running, frame = "", sys._getframe()
+    while frame is not None:
+        running = frame.f_code.co_filename if frame.f_globals is names else running
+        frame = frame.f_back
+    last = [cells.pop(running)] if running in cells else []
+    return [*cells.values(), *last] or ["pass"]
 
 
 def _replaced(value: Any, old: float | None, new: float | None) -> Any:
