@@ -113,6 +113,7 @@ def on_fastest_threads(steps: Iterable[T]) -> Iterator[T]:
     process one thread can be several times as fast as two. Where they get less than 80 % of the
     time that passes, a few steps with one thread decide about the rest. On an idle machine nothing
     is tried, and results, which the number of threads changes by rounding, stay as they are.
+    A window is short and threads that wait may spin, so the choice is sometimes the slower one.
 
     >>> list(on_fastest_threads(["a", "b"]))
     ['a', 'b']
