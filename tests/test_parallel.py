@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from threading import Barrier
 from time import sleep
 
@@ -13,7 +18,7 @@ import torch
 
 from affinity_lib.errors import InputError
 from affinity_lib.training import parallel
-from affinity_lib.training.parallel import each_image, map_images, on_fastest_threads, turn
+from affinity_lib.training.parallel import SpareCores, each_image, map_images, turn
 
 
 @pytest.mark.parametrize("method", sorted({parallel.START_METHOD, "spawn"}))
@@ -168,36 +173,83 @@ def _process(_: int) -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize(
-    ("share", "seconds", "used"),
-    [
-        (1.0, {1: 1, 2: 1}, [2] * 20),  # idle: nothing is tried
-        (0.6, {1: 1, 2: 3}, [2] * 5 + [1] * 15),  # busy, and one thread is faster
-        (0.6, {1: 3, 2: 2}, [2] * 5 + [1] * 5 + [2] * 10),  # they wait for something else
-    ],
-)
-def test_a_training_beside_a_busy_process_goes_on_with_the_faster_threads(
-    monkeypatch, share, seconds, used
-):
-    wall, cpu, found, before = [0.0], [0.0], [], torch.get_num_threads()
-    monkeypatch.setattr(parallel.time, "perf_counter", lambda: wall[0])
-    monkeypatch.setattr(parallel.time, "process_time", lambda: cpu[0])
-    torch.set_num_threads(2)
-    try:
-        for _ in on_fastest_threads(range(20)):
-            found.append(torch.get_num_threads())
-            wall[0] += seconds[found[-1]]
-            cpu[0] += share * found[-1] * seconds[found[-1]]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert found == used
+class Machine:
+    """A clock, and the waiting of a process of which each step takes half a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cores: int):
+        self.wall, self.waited, self.cores = 0.0, 0.0, cores
+        monkeypatch.setattr(parallel.time, "perf_counter", lambda: self.wall)
+        monkeypatch.setattr(parallel, "_seconds_without_a_core", lambda: self.waited)
+
+    def steps(self, number: int, others: int) -> list[int]:
+        """The threads of each step, beside as many busy processes."""
+        used = []
+        for _ in range(number):
+            used.append(torch.get_num_threads())
+            runnable = used[-1] + others
+            self.wall += 0.5
+            self.waited += 0.5 * used[-1] * max(1 - self.cores / runnable, 0)
+            self.training.after_step()
+        return used
 
 
-def test_a_training_on_one_thread_tries_no_other():
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    def start(cores: int):
+        torch.set_num_threads(cores)
+        found = Machine(monkeypatch, cores)
+        found.training = stack.enter_context(SpareCores())
+        return found
+
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        yield start
+    torch.set_num_threads(before)
+
+
+def test_on_an_idle_machine_a_training_keeps_its_threads(machine):
+    assert set(machine(2).steps(200, others=0)) == {2}
+
+
+def test_a_training_leaves_cores_to_busy_processes_and_takes_them_back(machine):
+    two = machine(2)
+    assert two.steps(12, others=1) == [2] * 2 + [1] * 10
+    assert two.steps(100, others=0)[-50:] == [2] * 50
+
+
+@pytest.mark.parametrize(
+    ("others", "threads"), [(1, [16, 15, 16, 15]), (8, [16, 10, 8, 16]), (40, [16, 4, 1])]
+)
+def test_a_training_leaves_as_many_cores_as_others_take(machine, others, threads):
+    used = machine(16).steps(500, others)
+    assert [number for number, _ in groupby(used)][: len(threads)] == threads
+
+
+def test_a_training_has_its_threads_back_after_it():
+    before = torch.get_num_threads()
+    with SpareCores():
+        torch.set_num_threads(1)
+    assert torch.get_num_threads() == before
+
+
+def test_a_training_on_one_thread_tries_no_other(machine):
+    assert set(machine(1).steps(100, others=3)) == {1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts how long threads wait")
+def test_the_system_counts_how_long_threads_wait_for_a_core():
+    before = parallel._seconds_without_a_core()
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
-        assert {torch.get_num_threads() for _ in on_fastest_threads(range(20))} == {1}
+        os.sched_setaffinity(0, (cores := os.sched_getaffinity(0)))
+        for other in others:
+            os.sched_setaffinity(other.pid, {min(cores)})
+        os.sched_setaffinity(0, {min(cores)})
+        end = time.monotonic() + 10
+        while parallel._seconds_without_a_core() - before < 0.1:
+            assert time.monotonic() < end
     finally:
-        torch.set_num_threads(before)
+        os.sched_setaffinity(0, cores)
+        for other in others:
+            other.kill()
+            other.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from affinity_lib.data.progress import Progress, print_above
 from affinity_lib.errors import InputError
-from affinity_lib.training.parallel import START_METHOD, on_fastest_threads
+from affinity_lib.training.parallel import START_METHOD, SpareCores
 from affinity_lib.training.precision import autocast
 from affinity_lib.training.processes import launch
 from affinity_lib.training.recipe import Recipe
@@ -40,7 +40,7 @@ def fit(
 
     The order of the images, their augmentation and dropout depend on the seed, the epoch and the
     image alone, whatever the number of workers. So on a CPU a training that was stopped and started again ends with the
-    same weights, bit for bit, if it computes with as many threads (``on_fastest_threads``). On a GPU
+    same weights, bit for bit, if it computes with as many threads (``SpareCores``). On a GPU
     it sees the same batches, but some of CUDA's and cuDNN's kernels sum in any order (the gradient
     of a bilinear resize is one of them), and the weights differ as those of two runs do.
 
@@ -128,10 +128,11 @@ def _train(state, history, samples, loss, checkpoint, device, report_every, repo
     objective = _Objective(state.model, loss)
     if size > 1:
         objective = DistributedDataParallel(objective, static_graph=True)
-    with closing(_load(samples, recipe, epochs, device)) as loader:
+    pace = SpareCores() if device.type == "cpu" and size == 1 else nullcontext()
+    with pace as cores, closing(_load(samples, recipe, epochs, device)) as loader:
         for epoch in epochs:
             torch.manual_seed((recipe.seed * 10_007 + epoch) * size + rank)  # for dropout
-            mean = _epoch(objective, loader, epoch, len(samples), state, device, report)
+            mean = _epoch(objective, loader, epoch, len(samples), state, device, report, cores)
             history.append(mean)
             if rank > 0:
                 continue
@@ -140,14 +141,13 @@ def _train(state, history, samples, loss, checkpoint, device, report_every, repo
                 report(0, f"epoch {epoch + 1:3d} of {recipe.epochs}: loss {mean:.3f}")
 
 
-def _epoch(objective, loader, epoch, length, state, device, report) -> float:
+def _epoch(objective, loader, epoch, length, state, device, report, cores) -> float:
     """The mean loss of an epoch, in which all batches are trained on."""
     recipe, (rank, size) = state.recipe, _rank_and_size()
     batches = _batches(length, recipe, epoch)
     total = 0.0
     objective.train()
-    places = range(0, len(batches), recipe.accumulate)
-    for first in on_fastest_threads(places) if device.type == "cpu" and size == 1 else places:
+    for first in range(0, len(batches), recipe.accumulate):
         step = batches[first : first + recipe.accumulate]
         for batch in step:
             share = len(batch[rank::size]) * size / len(batch)  # of what DDP takes the mean of
@@ -162,6 +162,8 @@ def _epoch(objective, loader, epoch, length, state, device, report) -> float:
             if rank == 0:
                 report(len(batch))
         state.step()
+        if cores is not None:
+            cores.after_step()
     if size > 1:
         sum_of_all = torch.tensor(total, dtype=torch.double, device=device)
         dist.all_reduce(sum_of_all)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -28,7 +30,11 @@ R = TypeVar("R")
 START_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn", 3.0)
 
 _ON_THE_GPU = Lock()
-_WINDOW = 5  # steps
+
+# How a training finds out whether others compute beside it: for so many seconds it looks how long
+# its threads wait for a core. If that is more than this share of the time, some of them rest for so
+# many times these seconds.
+_WINDOW, _TAKEN, _PAUSE = 1.0, 0.3, 20
 
 
 def map_images(
@@ -106,35 +112,46 @@ def each_image(
         torch.set_num_threads(threads)  # of threads that start later
 
 
-def on_fastest_threads(steps: Iterable[T]) -> Iterator[T]:
-    """The steps of a training on the CPU, on all of torch's threads or, beside a busy process, on one.
+class SpareCores:
+    """Threads for a training on the CPU: torch's, less one for each core that others take.
 
-    Threads that share an operation wait for whichever the system has put aside, so beside a busy
-    process one thread can be several times as fast as two. Where they get less than 80 % of the
-    time that passes, a few steps with one thread decide about the rest. On an idle machine nothing
-    is tried, and results, which the number of threads changes by rounding, stay as they are.
-    A window is short and threads that wait may spin, so the choice is sometimes the slower one.
+    Threads that share an operation wait for whichever the system has put aside, so beside one busy
+    process two threads on two cores are several times slower than one. The system counts how long
+    threads had to wait for a core (Linux; elsewhere nothing is done): on an idle machine they do
+    not, and all keep working, so results, which the number of threads changes by rounding, stay as
+    they are. From time to time all are tried again.
 
-    >>> list(on_fastest_threads(["a", "b"]))
-    ['a', 'b']
+    >>> with SpareCores() as cores:
+    ...     cores.after_step()
     """
-    threads, together = torch.get_num_threads(), None  # seconds of a window on all threads
-    decided, wall, cpu = threads == 1, time.perf_counter(), time.process_time()
-    try:
-        for number, step in enumerate(steps, 1):
-            yield step
-            if decided or number % _WINDOW:
-                continue
-            passed, used = time.perf_counter() - wall, time.process_time() - cpu
-            if together is not None:
-                torch.set_num_threads(1 if passed < together else threads)
-                decided = True
-            elif used < 0.8 * threads * passed:
-                together = passed
-                torch.set_num_threads(1)
-            wall, cpu = time.perf_counter(), time.process_time()
-    finally:
-        torch.set_num_threads(threads)
+
+    def __init__(self) -> None:
+        self._all = torch.get_num_threads()
+
+    def __enter__(self) -> Self:
+        self._start(_WINDOW)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._all)
+
+    def after_step(self) -> None:
+        """Call after each step of the training."""
+        passed = time.perf_counter() - self._since
+        if self._all == 1 or passed < self._lasts:
+            return
+        threads = torch.get_num_threads()
+        taken = (_seconds_without_a_core() - self._waited) / passed
+        if taken > _TAKEN:
+            torch.set_num_threads(max(threads - math.ceil(taken), 1))
+            self._start(_PAUSE * max(passed if threads == self._all else 0, _WINDOW))
+        else:
+            torch.set_num_threads(self._all)
+            self._start(_WINDOW)
+
+    def _start(self, seconds: float) -> None:
+        self._since, self._lasts = time.perf_counter(), seconds
+        self._waited = _seconds_without_a_core()
 
 
 def turn(device: torch.device | str) -> AbstractContextManager:
@@ -175,6 +192,15 @@ def _map(
     finally:
         pool.shutdown(cancel_futures=True)
     return results
+
+
+def _seconds_without_a_core() -> float:
+    """How long the threads of this process could have computed and had to wait, together."""
+    total = 0
+    for account in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has ended
+            total += int(account.read_text().split()[1])
+    return total / 1e9
 
 
 def _use_one_thread() -> None:
