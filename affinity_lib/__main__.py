@@ -151,6 +151,18 @@ def _compare(options: argparse.Namespace) -> None:
     print(results.compare(find_run(options.first), find_run(options.second)))
 
 
+def _tune(options: argparse.Namespace) -> None:
+    from affinity_lib.running import results
+    from affinity_lib.running.manifest import find_run
+    from affinity_lib.running.tune import tune
+
+    if options.images < 1:
+        raise InputError(f"--images must be >= 1, got {options.images}")
+    run = find_run(options.run)
+    path = results.display_path(tune(run, options.images))
+    print(f"\nThe best of each table is in {path}: python -m affinity_lib run ... --set {path}")
+
+
 def _check(options: argparse.Namespace) -> int:
     from affinity_lib.data.faults import count_table, remarks
     from affinity_lib.data.voc import VOCData
@@ -207,7 +219,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE[,VALUE...]",
-        help="a parameter in place of the profile's; with several values, a grid of runs",
+        help="a setting in place of the profile's, or a YAML file of some; with several values, a "
+        "grid of runs",
     )
     run.add_argument(
         "--nproc", type=int, metavar="N", help="train with N processes; the same as --set nproc=N"
@@ -249,6 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     pair = command("compare", _compare, "parameters and metrics of two runs side by side")
     pair.add_argument("first", help="a folder, or a name in runs/")
     pair.add_argument("second", help="another one")
+
+    tune = command("tune", _tune, "try settings on training images that have masks")
+    tune.add_argument("run", help="a folder, or a name in runs/")
+    tune.add_argument("--images", type=int, default=48, metavar="N", help="how many (48)")
 
     look = command("check", _check, "read a data set in VOC layout and list all that is wrong")
     look.add_argument("root", help="the folder that holds JPEGImages")

@@ -171,16 +171,15 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.n
             f"predicted labels of shape {predicted.shape} do not fit the true ones of shape "
             f"{truth.shape}: resize the scores to the image before taking the labels"
         )
-    counts = truth != VOID
-    truth, predicted = truth[counts].astype(np.int64), predicted[counts].astype(np.int64)
-    for name, labels in (("true", truth), ("predicted", predicted)):
-        if labels.size and not 0 <= labels.min() <= labels.max() < num_labels:
-            raise InputError(
-                f"{name} labels must be 0..{num_labels - 1} where the truth is not void, got "
-                f"{labels.min()}..{labels.max()}: set the truth to {VOID} where none counts"
-            )
-    pairs = np.bincount(truth * num_labels + predicted, minlength=num_labels**2)
-    return pairs.reshape(num_labels, num_labels)
+    if not truth.dtype == predicted.dtype == np.uint8:
+        truth, predicted = truth[truth != VOID], predicted[truth != VOID]
+        _check_range("true", truth, num_labels)
+        _check_range("predicted", predicted, num_labels)
+    pairs = truth.astype(np.uint16) << 8 | predicted.astype(np.uint16)
+    matrix = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)[:VOID]
+    for name, occurs in (("true", matrix.any(axis=1)), ("predicted", matrix.any(axis=0))):
+        _check_range(name, np.flatnonzero(occurs), num_labels)
+    return matrix[:num_labels, :num_labels].copy()
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
@@ -211,6 +210,14 @@ def image_miou(truth: np.ndarray, labels: np.ndarray, num_labels: int) -> float:
     """
     matrix = confusion(truth, labels, num_labels)
     return float(np.nanmean(iou(matrix))) if matrix.any() else 0.0
+
+
+def _check_range(name: str, labels: np.ndarray, num_labels: int) -> None:
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_labels:
+        raise InputError(
+            f"{name} labels must be 0..{num_labels - 1} where the truth is not void, got "
+            f"{labels.min()}..{labels.max()}: set the truth to {VOID} where none counts"
+        )
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -194,6 +194,27 @@ def curve(history: Sequence[float], title: str) -> Figure:
     axis.grid(alpha=0.3)
     plt.show()
     return figure
+
+
+def heat_map(
+    axis: Axes, values: np.ndarray, down: Mapping[str, Sequence], across: Mapping[str, Sequence]
+) -> None:
+    """Numbers as colours, each written into its cell.
+
+    Args:
+        axis: where to draw.
+        values: (R, C).
+        down: name of the rows -> their R values.
+        across: name of the columns -> their C values.
+    """
+    picture = axis.imshow(values, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if picture.norm(value) < 0.5 else "black"
+        axis.text(column, row, f"{value:.1f}", ha="center", va="center", color=color)
+    ((y, rows),), ((x, columns),) = down.items(), across.items()
+    axis.set(xlabel=x, ylabel=y)
+    axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
 
 
 def neighbourhood(values: Tensor, offsets: Tensor, y: int, x: int, center: float = 1.0) -> Tensor:

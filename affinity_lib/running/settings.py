@@ -67,6 +67,7 @@ class Settings:
     cam_lr_factors: list[float] = (1, 1, 10, 10)  # backbone weights, biases, new ones; ours
     cam_scales: list[float] = (0.5, 1.0, 1.5, 2.0)  # sizes at which CAMs are taken; released
     cam_flip: bool = True  # and mirrored; released
+    cam_network: str = ""  # file of a trained one, ours or the authors'; empty: train it
     alphas: list[float] = (1, 2, 4, 6, 8, 12, 16, 24)  # Eq. 2: tried for Table 1; paper: 16
 
     # Affinity labels (section 3.2.1)
@@ -87,6 +88,7 @@ class Settings:
     affinity_batch: int = 8
     affinity_lr: float = 1e-5  # ours, for Adam
     affinity_lr_factors: list[float] = (1, 1, 10, 10)  # ours
+    affinity_network: str = ""  # file of a trained one, ours or the authors'; empty: train it
 
     # Random walk (section 3.3)
     alpha: float = 16  # Eq. 2, of the background map that is walked
@@ -100,6 +102,8 @@ class Settings:
     crf_sxy: float = 80  # its spatial standard deviation in pixels
     crf_compat: float = 10  # its weight
     crf_iterations: int = 10
+    cam_crf_sxy: float | None = None  # of the dCRF in the row "CAM + dCRF"; None: crf_sxy
+    cam_crf_compat: float | None = None  # None: crf_compat
 
     # Segmentation network (sections 3.4 and 4.2)
     segmentation_stride: int = 8
@@ -157,7 +161,8 @@ def resolve(profile: str, given: Mapping[str, Any], folder: Path | None = None) 
     values = PAPER | own | check({k: v for k, v in given.items() if v is not None})
     chosen = asdict(preset(values["preset"], values["backbone"]))
     chosen.pop("name")
-    chosen |= {f"affinity_{name}": values[name] for name in ("crf_sxy", "crf_compat")}
+    for kind in ("affinity", "cam"):
+        chosen |= {f"{kind}_{name}": values[name] for name in ("crf_sxy", "crf_compat")}
     values = chosen | {k: v for k, v in values.items() if v is not None or k not in chosen}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
@@ -176,11 +181,8 @@ def load_profile(path: Path) -> dict[str, Any]:
         raise InputError(
             f"there is no profile {path.stem!r} ({path}): the profiles are {', '.join(known)}"
         )
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except Exception as error:  # values such as !!timestamp no can raise anything
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or values.pop("profile", None) != path.stem:
+    values = _mapping(path)
+    if values.pop("profile", None) != path.stem:
         raise InputError(f"{path} must be a mapping with the line profile: {path.stem}")
     try:
         return check(values)
@@ -225,7 +227,11 @@ with papermill write -y 'cam_scales: [1.0, 1.5]'
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Read ``name=value[,value...]``, as given to ``--set``, into a list of values a name.
+    """Read what is given to ``--set`` into a list of values a name.
+
+    Args:
+        texts: ``name=value[,value...]``, or the path of a YAML file of settings, whose values give
+            way to those named one by one.
 
     Raises:
         InputError: a text has another form, or a name comes twice or is unknown.
@@ -234,8 +240,12 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
     {'alpha': [8, 16], 'classes': ['traffic light']}
     """
     found: dict[str, list[Any]] = {}
+    of_files: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
+        if not equals and text.endswith((".yaml", ".yml")):
+            of_files |= {name: [value] for name, value in check(_mapping(Path(text))).items()}
+            continue
         if not equals or name in found:
             raise InputError(f"--set wants name=value[,value...] once a name, got {text!r}")
         check({name: None} if name not in KINDS else {})
@@ -248,7 +258,20 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise InputError(f"--set {text} cannot be read: write lists as [1, 2]") from error
         if not found[name]:
             raise InputError(f"--set {text} gives no value: write {name}=VALUE")
-    return found
+    return of_files | found
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file of settings says, unchecked."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except Exception as error:  # values such as !!timestamp no can raise anything
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must be a mapping of settings, such as the line beta: 8")
+    return values
 
 
 def _fitted(value: Any, kind: Any) -> Any:

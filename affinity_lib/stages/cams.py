@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from affinity_lib.cam import CAMNet, multi_scale_activation, normalize, views_together
-from affinity_lib.data.files import missing, save_scores
+from affinity_lib.cam import (
+    CAMNet,
+    background,
+    multi_scale_activation,
+    normalize,
+    resize,
+    views_together,
+)
+from affinity_lib.data.files import load_scores, missing, save_scores
+from affinity_lib.data.voc import VOCData
 from affinity_lib.stages.seen import as_stored, moved, seen
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, forward
@@ -70,6 +79,25 @@ def infer_cams(
         count = 1 if stored else views_together(size, device)
         batches += [same[k : k + count] for k in range(0, len(same), count)]
     each_image(work, batches, "CAMs", count=len)
+
+
+def cam_labels(
+    data: VOCData, image_id: str, cams: Path, alphas: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Label maps (H, W) uint8 of an image, one for each of some exponents of the background map.
+
+    Args:
+        data: the data set.
+        image_id: which image.
+        cams: folder of ``ID.npz`` score files.
+        alphas: exponents of Eq. 2.
+    """
+    tags, maps = load_scores(cams / f"{image_id}.npz")
+    maps, size = torch.from_numpy(maps), data.image_size(image_id)[::-1]
+    highest, first = resize(maps, size).max(dim=0)
+    winner = torch.tensor(tags, dtype=torch.uint8)[first]
+    for alpha in alphas:
+        yield (winner * (highest > resize(background(maps, alpha)[None], size)[0])).numpy()
 
 
 def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,28 +40,51 @@ def evaluate(
     Raises:
         InputError: a mask that cannot be read, a prediction of another size or with other labels.
     """
+    conditions = {"split": split, "uses_tags": uses_tags, "chosen_with": chosen_with, "crf": crf}
+    (only,) = evaluate_each(data, ids, lambda image_id: [predict(image_id)], [""], **conditions)
+    return only
+
+
+def evaluate_each(
+    data: VOCData,
+    ids: Iterable[str],
+    predict: Callable[[str], Iterable[np.ndarray]],
+    variants: Sequence[Any],
+    **conditions: Any,
+) -> list[Evaluation]:
+    """``evaluate`` for several label maps an image, each image and mask being read once.
+
+    Args:
+        data, ids: see ``evaluate``.
+        predict: image id -> label maps (H, W), one for each of ``variants``, in their order.
+        variants: what they are of, such as the values of a setting.
+        conditions: the further arguments of ``evaluate``.
+
+    Returns:
+        One result for each of ``variants``.
+    """
     ids = list(ids)
     judged = data.with_masks(ids)
     num_labels = len(data.classes) + 1
 
     def work(image_id: str) -> np.ndarray:
         try:
-            return confusion(data.mask(image_id), predict(image_id), num_labels)
+            truth = data.mask(image_id)
+            return np.stack([confusion(truth, each, num_labels) for each in predict(image_id)])
         except InputError as error:
             raise InputError(f"image {image_id} cannot be evaluated: {error}") from error
 
-    matrices = each_image(work, judged, "evaluation")
-    total = sum(matrices, start=np.zeros((num_labels, num_labels), dtype=np.int64))
-    return Evaluation.from_confusion(
-        total,
-        data.classes,
-        split=split,
-        num_images=len(judged),
-        uses_tags=uses_tags,
-        chosen_with=chosen_with,
-        crf=crf,
-        without_mask=len(ids) - len(judged),
-    )
+    none = np.zeros((len(variants), num_labels, num_labels), dtype=np.int64)
+    return [
+        Evaluation.from_confusion(
+            total,
+            data.classes,
+            num_images=len(judged),
+            without_mask=len(ids) - len(judged),
+            **conditions,
+        )
+        for total in sum(each_image(work, judged, "evaluation"), start=none)
+    ]
 
 
 def extremes(data: VOCData, ids: Sequence[str], labels: Path, count: int = 4) -> list[str]:

@@ -52,7 +52,12 @@ def write_segmentation_labels(
 
 
 def crf_settings(config: Any, prefix: str = "crf") -> CRFSettings:
-    """The dCRF that the settings ask for: "affinity_crf" for affinity labels, "crf" after the walk."""
+    """The dCRF that the settings ask for.
+
+    Args:
+        config: the settings.
+        prefix: "crf" after the walk, "cam_crf" on the CAMs alone, "affinity_crf" for affinity labels.
+    """
     return CRFSettings(
         bilateral_srgb=config.crf_srgb,
         bilateral_sxy=getattr(config, f"{prefix}_sxy"),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import Backbone, build_backbone, freeze
+from affinity_lib.backbones.weights import fill_backbone, load_network, read_weights
 from affinity_lib.cam import CAMNet
+from affinity_lib.errors import InputError
 from affinity_lib.segmentation import SegmentationNet
 from affinity_lib.training.recipe import Recipe
+
+AUTHORS_LAYERS = {
+    "fc8": "classifier",
+    **{f"f8_{k + 3}": f"convs.{k}" for k in range(3)},
+    **{f"gn8_{k + 3}": f"norms.{k}" for k in range(3)},
+    "f9": "convs.3",
+}
+"""Layers on top of the backbone in the authors' checkpoints of both networks -> in ours."""
+
+_OTHER_NETWORK = "take preset=released, and the backbone and the network that the file is of"
 
 
 def cam_network(config: Any, num_classes: int, weights: str | None = None) -> CAMNet:
@@ -38,6 +51,46 @@ def segmentation_network(
     backbone = _backbone(config, "segmentation", weights, {})
     width, dilation = config.segmentation_width, config.segmentation_dilation
     return SegmentationNet(backbone, num_classes, width, dilation)
+
+
+def load_trained(network: CAMNet | AffinityNet, path: str | Path) -> None:
+    """Fill a whole network from the file of one that is trained already, and end its training.
+
+    Args:
+        network: changed in place, and in ``eval`` mode afterwards.
+        path: a network that an earlier run saved, or a checkpoint of AffinityNet's authors
+            (``resnet38_cls``, ``vgg16_cls``, ``resnet38_aff`` or ``vgg16_aff``, in the preset
+            "released").
+
+    Raises:
+        InputError: the file cannot be read, or is of a network with other layers or classes.
+    """
+    tensors = read_weights(path)
+    found = {}
+    for name, value in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        if layer in AUTHORS_LAYERS:
+            found[f"{AUTHORS_LAYERS[layer]}.{kind}"] = value
+    network.eval()
+    if not found:
+        return load_network(network, path)
+    wanted = {k: v for k, v in network.state_dict().items() if not k.startswith("backbone.")}
+    for name, value in wanted.items():
+        theirs = found.get(name)
+        if name == "classifier.weight" and theirs is not None:
+            found[name] = theirs = theirs.flatten(1)  # a convolution of 1 x 1
+        if theirs is None or theirs.shape != value.shape:
+            there = "not in it" if theirs is None else f"{tuple(theirs.shape)} in it"
+            raise InputError(
+                f"{path} does not fit: {name} is {there} and {tuple(value.shape)} in this "
+                f"network; {_OTHER_NETWORK}, with all of VOC's classes"
+            )
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise InputError(f"{path} has {unknown[0]}, which this network has not: {_OTHER_NETWORK}")
+    if missing := fill_backbone(network.backbone, tensors, str(path)):
+        raise InputError(f"{path} has no {missing[0]} of the backbone: {_OTHER_NETWORK}")
+    network.load_state_dict(found, strict=False)
+    return None
 
 
 def recipe(config: Any, network: str) -> Recipe:

@@ -31,10 +31,9 @@ START_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn"
 
 _ON_THE_GPU = Lock()
 
-# How a training finds out whether others compute beside it: for so many seconds it looks how long
-# its threads wait for a core. If that is more than this share of the time, some of them rest for so
-# many times these seconds.
-_WINDOW, _TAKEN, _PAUSE = 1.0, 0.3, 20
+# How a training shares the cores with others: after so many seconds it looks how long its threads had
+# to wait for a core. Above this share of the time some of them rest.
+_WINDOW, _TAKEN = 1.0, 0.3
 
 
 def map_images(
@@ -117,9 +116,9 @@ class SpareCores:
 
     Threads that share an operation wait for whichever the system has put aside, so beside one busy
     process two threads on two cores are several times slower than one. The system counts how long
-    threads had to wait for a core (Linux; elsewhere nothing is done): on an idle machine they do
-    not, and all keep working, so results, which the number of threads changes by rounding, stay as
-    they are. From time to time all are tried again.
+    threads had to wait for a core and how long cores had nothing to do (Linux; elsewhere all threads
+    are kept). On an idle machine nothing changes, so results, which the number of threads changes by
+    rounding, stay as they are.
 
     >>> with SpareCores() as cores:
     ...     cores.after_step()
@@ -129,7 +128,7 @@ class SpareCores:
         self._all = torch.get_num_threads()
 
     def __enter__(self) -> Self:
-        self._start(_WINDOW)
+        self._look()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -138,20 +137,17 @@ class SpareCores:
     def after_step(self) -> None:
         """Call after each step of the training."""
         passed = time.perf_counter() - self._since
-        if self._all == 1 or passed < self._lasts:
+        if self._all == 1 or passed < _WINDOW:
             return
-        threads = torch.get_num_threads()
-        taken = (_seconds_without_a_core() - self._waited) / passed
-        if taken > _TAKEN:
-            torch.set_num_threads(max(threads - math.ceil(taken), 1))
-            self._start(_PAUSE * max(passed if threads == self._all else 0, _WINDOW))
-        else:
-            torch.set_num_threads(self._all)
-            self._start(_WINDOW)
+        waited, idle = self._waited, self._idle
+        self._look()
+        taken, free = (self._waited - waited) / passed, (self._idle - idle) / passed
+        change = -math.ceil(taken) if taken > _TAKEN else math.floor(free + _TAKEN)
+        torch.set_num_threads(min(max(torch.get_num_threads() + change, 1), self._all))
 
-    def _start(self, seconds: float) -> None:
-        self._since, self._lasts = time.perf_counter(), seconds
-        self._waited = _seconds_without_a_core()
+    def _look(self) -> None:
+        self._since = time.perf_counter()
+        self._waited, self._idle = _waiting_and_idle()
 
 
 def turn(device: torch.device | str) -> AbstractContextManager:
@@ -194,13 +190,19 @@ def _map(
     return results
 
 
-def _seconds_without_a_core() -> float:
-    """How long the threads of this process could have computed and had to wait, together."""
-    total = 0
+def _waiting_and_idle() -> tuple[float, float]:
+    """Seconds that this process's threads had to wait for a core, and that its cores were idle.
+    """
+    waited, idle = 0, 0
     for account in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has ended
-            total += int(account.read_text().split()[1])
-    return total / 1e9
+            waited += int(account.read_text().split()[1])
+    if not waited:  # not counted on this system
+        return 0.0, 0.0
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    for name, *ticks in map(str.split, Path("/proc/stat").read_text().splitlines()):
+        idle += int(ticks[3]) if name in cores else 0
+    return waited / 1e9, idle / os.sysconf("SC_CLK_TCK")
 
 
 def _use_one_thread() -> None:

