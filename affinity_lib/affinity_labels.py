@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -67,9 +67,23 @@ def confidences(
     Returns:
         (A, 1 + K, H, W), background first.
     """
-    refine = PairwiseCRF(image, crf) if crf is not None else np.asarray
     cams = resize(cams, image.shape[:2])
-    maps = [refine(with_background(cams, alpha).numpy()) for alpha in alphas]
+    return refined(image, [with_background(cams, alpha) for alpha in alphas], crf)
+
+
+def refined(image: np.ndarray, scores: Iterable[Tensor], crf: CRFSettings | None = None) -> Tensor:
+    """Scores with some backgrounds at the size of the image, after the dCRF.
+
+    Args:
+        image: (H, W, 3) uint8.
+        scores: A times (1 + K, h, w), background first.
+        crf: settings of the dCRF, or None for none.
+
+    Returns:
+        (A, 1 + K, H, W).
+    """
+    refine = PairwiseCRF(image, crf) if crf is not None else np.asarray
+    maps = [refine(resize(each, image.shape[:2]).numpy()) for each in scores]
     return torch.from_numpy(np.stack(maps))
 
 

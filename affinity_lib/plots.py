@@ -31,7 +31,6 @@ plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10})
 def show(
     rows: Sequence[Sequence],
     titles: Sequence[str] = (),
-    colors: np.ndarray | None = None,
     names: Sequence[str] = (),
     row_titles: Sequence[str] = (),
     size: float = 2.0,
@@ -39,10 +38,10 @@ def show(
     """A grid of pictures, each drawn as what it is.
 
     Args:
-        rows: lists of panels: (H, W, 3) uint8 is a photograph, (H, W) integers are labels,
-            (H, W) floats are scores in [0, 1], None stays empty.
+        rows: lists of panels: (H, W, 3) uint8 is a photograph, (H, W) integers are labels, drawn
+            over the photograph of that size in their row or column if there is one, (H, W) floats
+            are scores in [0, 1], None stays empty.
         titles: of the columns.
-        colors: (C + 1, 3) uint8, for label panels.
         names: class names 1..C; those that occur are listed below the grid.
         row_titles: of the rows, at the left.
         size: of a panel in inches.
@@ -61,14 +60,14 @@ def show(
             axis.set_frame_on(False)
             panel = row[c] if c < len(row) else None
             if panel is not None:
-                panel = np.asarray(panel)
-                seen |= _draw(axis, panel, colors)
+                near = [*row, *(other[c] for other in rows if c < len(other))]
+                seen |= _draw(axis, np.asarray(panel), near, names)
             if r == 0 and c < len(titles):
                 axis.set_title(titles[c], fontsize=10)
             if c == 0 and r < len(row_titles):
                 axis.set_ylabel(row_titles[r], fontsize=10)
     if names:
-        _legend(figure, seen, colors, names)
+        _legend(figure, seen, names)
     plt.show()
     return figure
 
@@ -105,13 +104,16 @@ def class_colors(count: int) -> np.ndarray:
     return np.round(np.concatenate([[[110, 110, 110]], table])).astype(np.uint8)
 
 
-def labelled(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def labelled(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], text: float = 1 / 32
+) -> np.ndarray:
     """Labels over a dimmed photograph, with a light contour and the name in the largest area.
 
     Args:
         image: (H, W, 3) uint8.
-        labels: (H, W), 0..C; others, such as void, are left dim.
+        labels: (H, W), 0..C; others, such as void and neutral, are bright.
         names: of the classes 1..C.
+        text: height of the letters as a part of the longer side.
 
     Returns:
         (H, W, 3) uint8, or a whole multiple of that size where the photograph is too small to
@@ -129,11 +131,13 @@ def labelled(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.
     known = (labels > 0) & (labels <= len(names))
     gray = Image.fromarray(image).convert("L").convert("RGB")
     dim = Image.blend(gray, Image.new("RGB", gray.size, "gray"), 0.45)
+    bright = Image.blend(gray, Image.new("RGB", gray.size, "white"), 0.7)
+    dim.paste(bright, mask=Image.fromarray(labels > len(names)))
     flat = Image.fromarray(colors[np.where(known, labels, 0)])
     picture = Image.composite(Image.blend(gray, flat, 0.65), dim, Image.fromarray(known))
     width = max(max(labels.shape) // 400, 1)
     picture.paste("white", mask=Image.fromarray(_edges(labels, width)))
-    draw, font = ImageDraw.Draw(picture), _font(picture.size)
+    draw, font = ImageDraw.Draw(picture), _font(picture.size, text)
     for number in np.unique(labels[known]):
         (x, y), radius = _inside(labels == number)
         name = names[number - 1]
@@ -360,26 +364,32 @@ def _inside(area: np.ndarray) -> tuple[tuple[float, float], float]:
     return (float(x * step), float(y * step)), float(depth.max() * step)
 
 
-def _font(size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, as large as a picture of this size (W, H) needs it."""
+def _font(size: tuple[int, int], part: float = 1 / 32) -> ImageFont.FreeTypeFont:
+    """Matplotlib's font, a part of the longer side of a picture (W, H), but readable."""
     file = font_manager.findfont("DejaVu Sans")
-    return ImageFont.truetype(file, max(round(max(size) / 32), 14))
+    return ImageFont.truetype(file, max(round(max(size) * part), 14))
 
 
-def _draw(axis: Axes, panel: np.ndarray, colors: np.ndarray | None) -> set[int]:
-    if panel.ndim == 3:
-        axis.imshow(panel)
-        return set()
-    if np.issubdtype(panel.dtype, np.integer):
-        axis.imshow(colorize(panel, colors), interpolation="nearest")
+def _draw(axis: Axes, panel: np.ndarray, near: Sequence, names: Sequence[str]) -> set[int]:
+    """Draw a panel; the labels that it has."""
+    if panel.ndim == 2 and np.issubdtype(panel.dtype, np.integer):
+        photographs = (np.asarray(other) for other in near if other is not None)
+        shape = (*panel.shape, 3)
+        under = next((photo for photo in photographs if photo.shape == shape), None)
+        if under is None:
+            axis.imshow(colorize(panel, class_colors(len(names))), interpolation="nearest")
+        else:
+            axis.imshow(labelled(under, panel, names, text=1 / 13))
         return {int(v) for v in np.unique(panel)}
-    axis.imshow(panel, cmap=SCORES, vmin=0, vmax=1, interpolation="nearest")
+    how = {} if panel.ndim == 3 else {"cmap": SCORES, "vmin": 0, "vmax": 1}
+    axis.imshow(panel, interpolation=None if panel.ndim == 3 else "nearest", **how)
     return set()
 
 
-def _legend(figure: Figure, seen: set[int], colors: np.ndarray, names: Sequence[str]) -> None:
+def _legend(figure: Figure, seen: set[int], names: Sequence[str]) -> None:
+    colors = class_colors(len(names)) / 255
     handles = [
-        Patch(color=colors[k] / 255, label=("background", *names)[k]) for k in sorted(seen - {VOID})
+        Patch(color=colors[k], label=("background", *names)[k]) for k in sorted(seen - {VOID})
     ]
     if VOID in seen:
         handles.append(Patch(color=NEUTRAL, label="neutral or void"))

@@ -67,7 +67,7 @@ def test_a_statement_is_needed_if_it_binds_or_changes_what_is_needed(cells, need
 
 def test_a_figure_changes_nothing_whatever_it_is_given():
     before = ["from affinity_lib import plots", "data = load()"]
-    figure = "plots.show([[data.image(i) for i in ids]], colors=data.colors)"
+    figure = "plots.show([[data.image(i) for i in ids]], names=data.classes)"
     assert needed_code([*before, figure, "c = data"]) == needed_code([*before, "c = data"])
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from scenes import draw_scenes
 
 from affinity_lib.data import voc
 from affinity_lib.data.layout import write_tags
@@ -323,3 +324,12 @@ def test_real_photographs_have_tags_for_the_classes_of_their_masks():
         labels = set(np.unique(data.mask(image_id)).tolist()) - {0, VOID}
         assert data.mask(image_id).shape == data.image(image_id).size[::-1]
         assert labels <= set(data.tags(image_id))
+
+
+def test_examples_go_from_few_tags_to_many(tmp_path):
+    data = draw_scenes(tmp_path, 9, size=40)
+    counts = [len(data.tags(i)) for i in data.examples(data.ids("train"), 4)]
+    everything = [len(data.tags(i)) for i in data.ids("train")]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (min(everything), max(everything))
+    assert data.examples([], 4) == []

@@ -186,6 +186,12 @@ class VOCData:
         """Those of the images that have a tag: they get CAMs and labels, the rest is negative."""
         return [image_id for image_id in ids if self.tags(image_id)]
 
+    def examples(self, ids: Iterable[str], count: int) -> list[str]:
+        """Some images with tags, from one with the fewest to one with the most, for figures."""
+        order = sorted(self.with_tags(ids), key=lambda image_id: len(self.tags(image_id)))
+        places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+        return [order[place] for place in places]
+
     def with_masks(self, ids: Iterable[str]) -> list[str]:
         """Those of the images that have a mask, so that they can be evaluated."""
         return [image_id for image_id in ids if os.path.isfile(self.mask_path(image_id))]

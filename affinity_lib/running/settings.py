@@ -88,6 +88,9 @@ class Settings:
     affinity_batch: int = 8
     affinity_lr: float = 1e-5  # ours, for Adam
     affinity_lr_factors: list[float] = (1, 1, 10, 10)  # ours
+    affinity_rounds: int = 1  # trainings: all but the first learn from walked maps; paper: 1
+    walked_alpha_strong: float = 4  # Eq. 2 for these: amplifies the background; ours
+    walked_alpha_weak: float = 16  # weakens it; ours
     affinity_network: str = ""  # file of a trained one, ours or the authors'; empty: train it
 
     # Random walk (section 3.3)

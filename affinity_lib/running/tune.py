@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.backbones.weights import load_network
 from affinity_lib.cam import with_background
 from affinity_lib.crf import CRFSettings
@@ -20,7 +19,7 @@ from affinity_lib.running.settings import KINDS, resolve
 from affinity_lib.running.stage import Stage
 from affinity_lib.stages import tuning
 from affinity_lib.stages.segmentation_labels import crf_settings
-from affinity_lib.stages.walk import Walk
+from affinity_lib.stages.walk import Walk, last_network
 from affinity_lib.training.networks import affinity_network
 
 LEAST_COVERAGE = 75
@@ -64,7 +63,7 @@ def tune(run: Path, count: int = 48, show: Callable[[str], Any] = print) -> Path
     cams = stage.input("01_class_activation_maps/cams")
     show(f"On {len(ids)} training images and their masks:\n")
     found = _labels(stage, ids, cams, show)
-    network = run / "03_affinitynet" / "network" / "network.safetensors"
+    network = run / last_network(config) / "network.safetensors"
     if network.is_file():
         found |= _walk(stage, ids, cams, network, show)
         found |= _cam_crf(stage, ids, cams, show)
@@ -97,8 +96,7 @@ def _walk(
     net.eval().to(stage.device)
     pad_to = config.affinity_stride if config.walk_pooling else 1
     inputs = stage.inputs(net.backbone, "affinity", pad_to)
-    choices = (config.distance, config.pair_border, config.walk_pooling)
-    walk = Walk(net, inputs, cams, half_plane_offsets(config.gamma), config.alpha, *choices)
+    walk = Walk.of(config, net, inputs, cams)
     betas = [round(config.beta * factor) for factor in (0.5, 0.7, 1, 1.4, 2)]
     steps = sorted({64, 256, config.t})
     alphas = tuning.ALPHAS[2:]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from affinity_lib.affinity_labels import check_alphas, confidences, trusted
+from affinity_lib.affinity_labels import check_alphas, confidences, refined, trusted
 from affinity_lib.cam import resize
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_scores, missing, save_scores
@@ -49,7 +49,7 @@ def write_confident_labels(
     """
     alphas = (alpha_strong, alpha_weak)
     check_alphas(*alphas)
-    job = partial(_write_confident, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
+    job = partial(write_trusted, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
     map_images(job, data.with_tags(missing(ids, out, "png")), workers=workers)
 
 
@@ -92,13 +92,34 @@ class SoftLabels:
         return trusted(means.unflatten(0, (2, -1)), self.data.tags(image_id)).long()
 
 
-def _write_confident(data, cams, out, soft, alphas, crf, crf_scale, image_id) -> None:
-    tags, maps = load_scores(cams / f"{image_id}.npz")
-    image = pixels(data, image_id, crf_scale)
-    scores = confidences(image, torch.from_numpy(maps), alphas, crf)
-    labels = trusted(scores, tags).numpy()
+def write_trusted(
+    data: VOCData,
+    scores: Path,
+    out: Path,
+    soft: Path | None,
+    alphas: tuple[float, float] | None,
+    crf: CRFSettings | None,
+    crf_scale: float,
+    image_id: str,
+) -> None:
+    """Write the trusted areas of one image.
+
+    Args:
+        scores: folder of CAMs, or of walked maps with both backgrounds (2 (1 + K), h, w).
+        alphas: exponents of Eq. 2 for the CAMs; None for walked maps.
+        data, out, soft, crf, crf_scale: see ``write_confident_labels``.
+        image_id: which image.
+    """
+    tags, maps = load_scores(scores / f"{image_id}.npz")
+    image, maps = pixels(data, image_id, crf_scale), torch.from_numpy(maps)
+    if alphas is None:  # walked maps, with both backgrounds
+        tags = tags[1 : len(tags) // 2]
+        sharp = refined(image, maps.unflatten(0, (2, -1)), crf)
+    else:
+        sharp = confidences(image, maps, alphas, crf)
+    labels = trusted(sharp, tags).numpy()
     width, height = data.image(image_id).size
     if soft is not None:
-        whole = resize(scores.flatten(0, 1), (height, width))
+        whole = resize(sharp.flatten(0, 1), (height, width))
         save_scores(soft / f"{image_id}.npz", [0, *tags] * 2, whole, compress=True)
     data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))

@@ -17,15 +17,14 @@ import torch
 from PIL import Image
 
 from affinity_lib.affinity_labels import trusted
-from affinity_lib.cam import on_grid, resize, to_labels, with_background
+from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID, confusion, iou
-from affinity_lib.random_walk import random_walk
 from affinity_lib.stages.segmentation_labels import pixels
 from affinity_lib.stages.walk import Walk
-from affinity_lib.training.parallel import each_image, map_images, turn
+from affinity_lib.training.parallel import each_image, map_images
 
 ALPHAS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """Exponents of Eq. 2 that are tried."""
@@ -88,8 +87,6 @@ def try_walks(
 ) -> np.ndarray:
     """The mIoU of some images after walks with each combination of settings (section 3.3).
 
-    The walk is linear, so the backgrounds of all exponents are walked together.
-
     Args:
         walk: over the affinities of the images; its own ``alpha`` is not used.
         ids: images with a mask.
@@ -104,21 +101,12 @@ def try_walks(
     data = walk.inputs.data
 
     def work(image_id: str) -> np.ndarray:
-        tags, cams = load_scores(walk.cams / f"{image_id}.npz")
         truth = data.mask(image_id)[::every, ::every]
-        seen = (walk.inputs.size(image_id), walk.net.backbone.output_stride, walk.pooling)
-        maps = [on_grid(torch.from_numpy(cams), alpha, *seen) for alpha in alphas]
-        maps = torch.cat([*(each[:1] for each in maps), maps[0][1:]])
-        affinity = walk.affinity(image_id)
-        maps = maps.to(affinity.device)
-        found = []
+        affinity, found = walk.affinity(image_id), []
         for beta, t in product(betas, steps):
-            with turn(affinity.device):
-                walked = random_walk(maps, affinity, walk.offsets, beta, t).cpu()
-            walked = resize(walked, truth.shape)
-            for ground in walked[: len(alphas)]:
-                scores = torch.cat([ground[None], walked[len(alphas) :]])
-                labels = to_labels(scores, tags).numpy()
+            tags, walks = walk.walks(image_id, alphas, beta, t, affinity)
+            for scores in walks:
+                labels = to_labels(resize(scores, truth.shape), tags).numpy()
                 found.append(confusion(truth, labels, len(data.classes) + 1))
         return np.stack(found)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from affinity_lib.affinity import PairLabels, affinities, pair_labels, pairs_inside
+from affinity_lib.affinity import (
+    PairLabels,
+    affinities,
+    half_plane_offsets,
+    pair_labels,
+    pairs_inside,
+)
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.cam import on_grid, resize, to_labels
@@ -49,16 +56,31 @@ class Walk:
         self.offsets, self.alpha, self.distance = offsets, alpha, distance
         self.border, self.pooling = border, pooling
 
+    @classmethod
+    def of(cls, config: Any, net: AffinityNet, inputs: Inputs, cams: Path) -> Walk:
+        """The walk that the settings ask for; the other arguments are the class's."""
+        offsets, choices = (
+            half_plane_offsets(config.gamma),
+            (config.pair_border, config.walk_pooling),
+        )
+        return cls(net, inputs, cams, offsets, config.alpha, config.distance, *choices)
+
     def affinity(self, image_id: str) -> Tensor:
         """W of one image, (P, h, w), on the network's device."""
         settings = (self.offsets, self.distance, self.border)
         return affinity_of(self.net, self.inputs, image_id, *settings)
 
-    def start(self, image_id: str) -> tuple[np.ndarray, Tensor]:
-        """The tags of one image, and the maps that are walked, (1 + K, h, w), background first."""
+    def start(self, image_id: str, alpha: float | None = None) -> tuple[np.ndarray, Tensor]:
+        """The tags of one image, and the maps that are walked, (1 + K, h, w), background first.
+
+        Args:
+            image_id: which image.
+            alpha: exponent of its background, if not that of the walk.
+        """
         tags, cams = load_scores(self.cams / f"{image_id}.npz")
         seen = (self.inputs.size(image_id), self.net.backbone.output_stride, self.pooling)
-        return tags, on_grid(torch.from_numpy(cams), self.alpha, *seen)
+        alpha = self.alpha if alpha is None else alpha
+        return tags, on_grid(torch.from_numpy(cams), alpha, *seen)
 
     def walked(
         self, image_id: str, beta: float, t: int, affinity: Tensor | None = None
@@ -70,11 +92,31 @@ class Walk:
             beta, t: see ``random_walk``.
             affinity: of this image, where it is known.
         """
-        tags, maps = self.start(image_id)
+        tags, maps = self.walks(image_id, [self.alpha], beta, t, affinity)
+        return tags, maps[0]
+
+    def walks(
+        self,
+        image_id: str,
+        alphas: Sequence[float],
+        beta: float,
+        t: int,
+        affinity: Tensor | None = None,
+    ) -> tuple[np.ndarray, Tensor]:
+        """``walked`` for each of some backgrounds, (A, 1 + K, h, w); the walk is linear, so all
+        backgrounds walk together with the CAMs.
+
+        Args:
+            image_id, beta, t, affinity: see ``walked``.
+            alphas: A exponents of Eq. 2.
+        """
+        starts = [self.start(image_id, alpha) for alpha in alphas]
+        tags, maps = starts[0][0], torch.cat([*(m[:1] for _, m in starts), starts[0][1][1:]])
         affinity = self.affinity(image_id) if affinity is None else affinity
         with turn(affinity.device):
-            walked = random_walk(maps.to(affinity.device), affinity, self.offsets, beta, t)
-            return tags, walked.cpu()
+            walked = random_walk(maps.to(affinity.device), affinity, self.offsets, beta, t).cpu()
+        grounds, cams = walked[: len(alphas)], walked[len(alphas) :]
+        return tags, torch.stack([torch.cat([ground[None], cams]) for ground in grounds])
 
     def labels(
         self, image_id: str, beta: float, t: int, affinity: Tensor | None = None
@@ -92,6 +134,16 @@ class Walk:
             save_scores(out / f"{image_id}.npz", [0, *tags], walked)
 
         each_image(work, missing(ids, out, "npz"), "random walk")
+
+
+def last_network(config: Any) -> str:
+    """The result of notebook 3 over which the maps are walked: the network of its last round.
+
+    Args:
+        config: the settings.
+    """
+    rounds = config.affinity_rounds
+    return "03_affinitynet/network" + (f"_{rounds}" if rounds > 1 else "")
 
 
 @torch.inference_mode()

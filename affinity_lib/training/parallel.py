@@ -191,8 +191,7 @@ def _map(
 
 
 def _waiting_and_idle() -> tuple[float, float]:
-    """Seconds that this process's threads had to wait for a core, and that its cores were idle.
-    """
+    """Seconds that this process's threads had to wait for a core, and that its cores were idle."""
     waited, idle = 0, 0
     for account in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has ended
