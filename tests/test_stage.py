@@ -227,6 +227,7 @@ def test_every_setting_that_a_stage_reads_is_noted_with_what_it_makes(tiny_run):
         # drawn or fetched by notebook 0, and noted as the data set itself
         "dataset", "train_images", "val_images", "image_size", "data_seed", "voc", "sbd",
         "alphas",  # tried for Table 1 alone
+        "walked_alpha_strong", "walked_alpha_weak",  # of further rounds of AffinityNet
         "preset",  # its choices are settings of their own
         "test_split",  # without such a list there is nothing to predict
         "photograph",  # shown, not kept
