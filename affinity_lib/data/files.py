@@ -285,9 +285,9 @@ def as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """An image as RGB, transparency on white.
 
     Raises:
-        InputError: it has more than 8 bits a colour, or colours in LAB; names ``path``.
+        InputError: it has more than 8 bits a colour; names ``path``.
     """
-    if image.mode.startswith(("I", "F", "LAB")):
+    if image.mode.startswith(("I", "F")):
         raise InputError(f"{path} has {image.mode} pixels: save it in RGB, 8 bits a colour")
     if image.has_transparency_data:
         image = image.convert("RGBA")
