@@ -39,38 +39,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from affinity_lib.running import runner
     from affinity_lib.running.execution import StageFailed
     from affinity_lib.running.plan import make_plan
     from affinity_lib.running.settings import parse
 
     plan = make_plan(options.profile)
-    settings = list(options.set)
-    if options.nproc is not None:
-        if options.nproc < 1:
-            raise InputError(f"--nproc must be >= 1, got {options.nproc}")
-        if any(text.startswith("nproc=") for text in settings):
-            raise InputError("nproc is given twice: leave out --nproc or --set nproc=...")
-        settings.append(f"nproc={options.nproc}")
-    given = parse(settings)
+    given = parse(options.set)
     plan = plan.with_settings({name: one for name, (one, *more) in given.items() if not more})
     grid = {name: values for name, values in given.items() if len(values) > 1}
-    if options.shard or options.until:
-        return _part(options, plan, grid)
-    from affinity_lib.running import results, sweep
-    from affinity_lib.showing import report, sweeps, tables  # they draw: not needed by a part
-
-    how = {"only": options.notebooks, "force": options.force}
     try:
-        if grid:
-            rows, folder = sweep.execute_grid(plan, grid, options.run_dir, **how)
-            table = sweeps.write_sweep(rows, list(grid), folder)
-            print(f"\n{table.read_text(encoding='utf-8')}\n{results.display_path(table)}")
-            return 0
-        run = runner.execute(plan, options.run_dir, **how)
+        if options.shard or options.until:
+            return _part(options, plan, grid)
+        return _whole(options, plan, grid)
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _whole(options: argparse.Namespace, plan: Plan, grid: dict[str, list]) -> int:
+    from affinity_lib.running import results, runner, sweep
+    from affinity_lib.showing import report, sweeps, tables  # they draw: not needed by a part
+
+    how = {"only": options.notebooks, "force": options.force}
+    if grid:
+        rows, folder = sweep.execute_grid(plan, grid, options.run_dir, **how)
+        table = sweeps.write_sweep(rows, list(grid), folder)
+        print(f"\n{table.read_text(encoding='utf-8')}\n{results.display_path(table)}")
+        return 0
+    run = runner.execute(plan, options.run_dir, **how)
     tables.write_tables(run)
     page = report.write_report(run)
     print(f"\n{results.summary(run)}\n")
@@ -81,22 +77,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _part(options: argparse.Namespace, plan: Plan, grid: dict[str, list]) -> int:
     from affinity_lib.running import shards
-    from affinity_lib.running.execution import StageFailed
 
     if len(options.notebooks) != 1 or grid:
         raise InputError("a part is of one notebook and one run: give --notebooks NN, and no grid")
     if options.shard and options.until or options.force:
         raise InputError("--shard, --until and --force cannot be given together")
-    part = {"only": options.notebooks[0]}
-    if options.shard:
-        part["shard"] = options.shard
-    else:
-        part["until"] = options.until
-    try:
-        shards.execute_part(plan, options.run_dir, **part)
-    except StageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    part = {"shard": options.shard} if options.shard else {"until": options.until}
+    shards.execute_part(plan, options.run_dir, only=options.notebooks[0], **part)
     return 0
 
 
@@ -222,9 +209,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a setting in place of the profile's, or a YAML file of some; with several values, a "
         "grid of runs",
     )
-    run.add_argument(
-        "--nproc", type=int, metavar="N", help="train with N processes; the same as --set nproc=N"
-    )
     run.add_argument("--run-dir", default="", help="where to run, if not in runs/PROFILE")
     run.add_argument(
         "--notebooks", nargs="+", default=[], metavar="NN", help="only these, such as 03 04"
@@ -250,16 +234,14 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--crf", action="store_true", help="refine masks with the run's dCRF")
     new.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
 
-    page = command("report", _report, "write a run's index.html again")
-    page.add_argument("run", help="a folder, or a name in runs/")
+    for name, function, text in (
+        ("report", _report, "write a run's index.html again"),
+        ("tables", _tables, "the paper's tables for a run, as markdown and CSV"),
+        ("verify", _verify, "hash everything that a run recorded again"),
+    ):
+        command(name, function, text).add_argument("run", help="a folder, or a name in runs/")
 
-    rows = command("tables", _tables, "the paper's tables for a run, as markdown and CSV")
-    rows.add_argument("run", help="a folder, or a name in runs/")
-
-    check = command("verify", _verify, "hash everything that a run recorded again")
-    check.add_argument("run", help="a folder, or a name in runs/")
-
-    pair = command("compare", _compare, "parameters and metrics of two runs side by side")
+    pair = command("compare", _compare, "settings and metrics of two runs side by side")
     pair.add_argument("first", help="a folder, or a name in runs/")
     pair.add_argument("second", help="another one")
 

@@ -131,7 +131,7 @@ def test_there_may_be_254_classes_and_no_more(own: Path, tmp_path: Path):
         ([",cat"], "names '', which is not a file"),
         (["more,cat"], "names 'more', which is not a file"),
         (["tom.jpg,cat", "broken.jpg,cat"], r"broken\.jpg does not decode"),
-        (["deep.tif,cat"], r"deep\.tif has .* pixels: save it with 8 bits"),
+        (["deep.tif,cat"], r"deep\.tif has .* pixels: save it in RGB, 8 bits"),
         (["films.gif,cat"], r"films\.gif holds 2 images: save the one that is meant"),
         (["phone.jpg,cat"], r"phone\.jpg is a HEIC photograph: save it as JPEG"),
         (["camera.nef,cat"], r"camera\.nef is the raw file of a camera: develop it"),
@@ -182,7 +182,7 @@ def test_all_that_is_wrong_is_told_at_once_the_first_five_in_words(own: Path, tm
 
 
 def test_the_first_line_names_the_columns(own: Path, tmp_path: Path):
-    with pytest.raises(InputError, match=r"nowhere\.csv is missing"):
+    with pytest.raises(InputError, match=r"nowhere\.csv cannot be read"):
         convert(own, own / "nowhere.csv", tmp_path / "voc")
     with pytest.raises(InputError, match="is no folder"):
         convert(own / "nowhere", table(own, *ROWS), tmp_path / "voc")

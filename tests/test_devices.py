@@ -194,11 +194,23 @@ def saved(monkeypatch) -> list[Tensor]:
     for module in (cams, walk_stage):
         monkeypatch.setattr(module, "save_scores", lambda path, tags, scores: kept.append(scores))
     monkeypatch.setattr(inputs, "save_tensors", lambda path, tensors: kept.extend(tensors.values()))
-    for module in (cams, walk_stage, inputs):  # the mode is a thread's own
-        monkeypatch.setattr(
-            module, "each_image", lambda work, jobs, *rest, **more: [work(job) for job in jobs]
-        )
     return kept
+
+
+@pytest.fixture
+def walk_of(gpu, data, tmp_path) -> Callable[..., Walk]:
+    """Makes the walk of the training images, whose CAMs lie in ``tmp_path``."""
+    for image_id in data.ids("train"):
+        tags = data.tags(image_id)
+        save_scores(tmp_path / f"{image_id}.npz", tags, np.ones((len(tags), 5, 5)))
+    with gpu:
+        net = AffinityNet(build_backbone("small"), (8, 8, 8)).eval()
+
+    def walk(*how: object, pad_to: int = 1) -> Walk:
+        seen = Looked(data, net.backbone, pad_to=pad_to)
+        return Walk(net, seen, tmp_path, OFFSETS, 16, "mean", *how)
+
+    return walk
 
 
 def test_cams_come_from_the_gpu_before_they_are_written(gpu, data, saved, tmp_path):
@@ -247,17 +259,9 @@ def _values_of_a_mask(tensor: FakeTensor, index) -> Tensor:
 
 @pytest.mark.parametrize("pooling", [False, True])
 def test_the_walk_of_an_image_starts_from_files_and_ends_on_the_cpu(
-    gpu, data, saved, tmp_path: Path, pooling: bool
+    gpu, data, walk_of, saved, tmp_path: Path, pooling: bool
 ):
-    ids = data.ids("train")
-    for image_id in ids:
-        tags = data.tags(image_id)
-        save_scores(tmp_path / f"{image_id}.npz", tags, np.ones((len(tags), 5, 5)))
-    with gpu:
-        net = AffinityNet(build_backbone("small"), (8, 8, 8)).eval()
-    walk = Walk(
-        net, Looked(data, net.backbone, pad_to=8), tmp_path, OFFSETS, 16, "mean", 4, pooling
-    )
+    ids, walk = data.ids("train"), walk_of(4, pooling, pad_to=8)
     affinity = walk.affinity(ids[0])
     assert affinity.device == gpu
     for t in (0, 1, 256):
@@ -278,14 +282,8 @@ def test_predictions_of_all_scales_and_mirrored_come_from_the_gpu(gpu, data, nam
     assert scores.shape == (CLASSES + 1, 40, 40)
 
 
-def test_the_figure_of_notebook_4_walks_where_the_affinities_are(gpu, data, tmp_path, monkeypatch):
-    ids = data.ids("train")
-    for image_id in ids:
-        tags = data.tags(image_id)
-        save_scores(tmp_path / f"{image_id}.npz", tags, np.ones((len(tags), 5, 5)))
-    with gpu:
-        net = AffinityNet(build_backbone("small"), (8, 8, 8)).eval()
-    walk = Walk(net, Looked(data, net.backbone), tmp_path, OFFSETS, 16, "mean")
+def test_the_figure_of_notebook_4_walks_where_the_affinities_are(data, walk_of, monkeypatch):
+    ids, walk = data.ids("train"), walk_of()
     shown = []
     monkeypatch.setattr(plots, "show", lambda rows, *words, **more: shown.extend(rows))
     monkeypatch.setattr(plots, "overlay", lambda image, scores: scores.device.type)

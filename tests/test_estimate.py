@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import estimate as module
 import pytest
 import torch
+from counting import RESERVE, Training, _kept_values, count_forward, count_training
+from estimate import estimate, main, report
 from torch import nn
 
 from affinity_lib.backbones import build_backbone, freeze
 from affinity_lib.cam import CAMNet, classification_loss
 from affinity_lib.data.files import save_json
-from affinity_lib.running import estimate as module
-from affinity_lib.running.counting import (
-    RESERVE,
-    Training,
-    _kept_values,
-    count_forward,
-    count_training,
-)
-from affinity_lib.running.estimate import estimate, main, report
+from affinity_lib.errors import InputError
 from affinity_lib.running.plan import Plan, make_plan
 
 ONE = {
@@ -39,8 +34,8 @@ def tiny() -> Plan:
     return make_plan("voc12").with_settings(changes)
 
 
-def costs_of(todo: Plan) -> dict[str, module.Cost]:
-    return {cost.stage[:2]: cost for cost in estimate(todo, ONE)}
+def costs_of(plan: Plan) -> dict[str, module.Cost]:
+    return {cost.stage[:2]: cost for cost in estimate(plan, ONE)}
 
 
 def conv(*, learned: bool = True) -> nn.Module:
@@ -143,9 +138,9 @@ def test_the_table_adds_up_and_hours_follow_the_speed(tiny: Plan):
     assert numbers[0][-1] == pytest.approx(2 * numbers[1][-1], abs=0.2)
 
 
-def step_of(todo: Plan, network: str) -> dict:
+def step_of(plan: Plan, network: str) -> dict:
     """A training step of a plan as ``make gpu`` leaves it."""
-    p = todo.values
+    p = plan.values
     step = {"gpu": "A100", "network": network, "backbone": p["backbone"]}
     step |= {"crop": p[f"{network}_crop"], "batch": p[f"{network}_batch"]}
     step |= {"mixed_precision": p["mixed_precision"], "images_per_second": 7.0}
@@ -182,11 +177,6 @@ def test_what_make_gpu_has_left_is_taken_and_nothing_where_it_did_not_run(tmp_pa
     assert module.measured_steps(tmp_path / "gpu.json") == [{"tflops": 40.0}]
 
 
-def test_fewer_images_take_less(tiny: Plan):
-    some = {c.stage[:2]: c for c in estimate(tiny, ONE, images=(100, 10))}
-    assert some["02"].disk == 10 * 100 and some["04"].seconds == pytest.approx(10)
-
-
 def test_one_image_is_really_measured():
     measured = module.measure()
     assert measured.keys() == ONE.keys()
@@ -207,5 +197,5 @@ def test_bad_input_is_told_in_one_sentence(capsys, words, message):
 
 
 def test_stored_features_are_not_estimated(tiny: Plan):
-    with pytest.raises(module.InputError, match="the estimate is for cam_finetune all, got head"):
+    with pytest.raises(InputError, match="the estimate is for cam_finetune all, got head"):
         estimate(tiny.with_settings({"cam_finetune": "head"}), ONE)

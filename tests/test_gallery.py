@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from scenes import draw_scenes
 
-from affinity_lib.data.files import save_json, save_scores
+from affinity_lib.data.files import save_scores
 from affinity_lib.data.voc import VOCData
+from affinity_lib.running.manifest import FORMAT, save_manifest
 from affinity_lib.running.results import save_results
 from affinity_lib.showing import gallery as g
 from affinity_lib.showing.report import write_report
@@ -139,7 +140,7 @@ def test_the_page_names_what_it_shows_and_trusts_no_text(run):
     for xml in (folder / "data/Annotations").glob("*.xml"):
         xml.write_text(xml.read_text().replace(f">{data.classes[0]}<", ">&lt;b&gt;<"))
     save_results(folder, "tiny", manifest | {"stages": {}}, [])
-    save_json(folder / "manifest.json", manifest)
+    save_manifest(folder, manifest | {"format": FORMAT})
     page = write_report(folder).read_text()
     assert page.count("<figcaption>") == 8 * len(STEPS) and page.count("<h3>") == 2
     assert "walk + dCRF <b>100 %</b>" in page and "IoU 100 %" in page

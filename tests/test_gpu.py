@@ -8,9 +8,9 @@ import gpu
 import lessons
 import pytest
 import torch
+from estimate import estimate
 
 from affinity_lib.data.files import load_json
-from affinity_lib.running.estimate import estimate
 
 CPU = torch.device("cpu")
 ONE = dict.fromkeys(("crf_seconds", "walk_seconds", "map_bytes", "soft_bytes", "png_bytes"), 1.0)
@@ -50,10 +50,10 @@ def test_a_result_that_differs_is_found(monkeypatch):
 
 
 def test_the_steps_that_it_measures_are_those_that_the_estimate_takes():
-    todo = gpu.cut_down()
-    steps = gpu.training_steps(CPU, [todo])
+    plan = gpu.cut_down()
+    steps = gpu.training_steps(CPU, [plan])
     assert [step["network"] for step in steps] == list(lessons.STAGES)
-    costs = {cost.stage[:2]: cost for cost in estimate(todo, ONE, steps)}
+    costs = {cost.stage[:2]: cost for cost in estimate(plan, ONE, steps)}
     assert costs["01"].tflops == steps[0]["tflops"] > 0
     assert costs["03"].tflops == costs["04"].tflops == steps[1]["tflops"]
     assert costs["06"].tflops == steps[2]["tflops"]

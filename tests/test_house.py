@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def imported(module: str) -> set[str]:
             assert node.level == 0, f"{module} has a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def test_the_readme_draws_the_rooms_in_this_order():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    drawn = re.search(r"```mermaid\nflowchart LR\n(.*)\n```", readme)[1].split(" --> ")
+    assert tuple(re.sub(r'.*"(\w+)".*', r"\1", room).strip() for room in drawn) == ROOMS
+    about = re.findall(r"^- \*\*`?(\w+)`?\*\*", readme, re.MULTILINE)
+    assert tuple(about) == ROOMS
 
 
 def test_every_module_has_a_room():

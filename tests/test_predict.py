@@ -23,6 +23,7 @@ from affinity_lib.data.toy import draw_scene
 from affinity_lib.data.voc import VOCData, read_labels
 from affinity_lib.errors import InputError
 from affinity_lib.plots import class_colors
+from affinity_lib.running.manifest import FORMAT, save_manifest
 from affinity_lib.segmentation import SegmentationNet
 from affinity_lib.showing.predict import (
     Predictor,
@@ -244,13 +245,13 @@ def test_a_folder_is_taken_with_its_subfolders_but_for_what_is_hidden_or_made_he
 def test_results_of_photographs_with_one_name_are_kept_apart(tmp_path):
     paths = [tmp_path / name for name in ("a/x.jpg", "b/x.jpg", "b/y.jpg", "b/y.png", "b/z.png")]
     found = find_photographs([*paths, tmp_path / "b" / "z.png"], tmp_path / "out")
-    assert set(found) == {"a/x", "b/x", "y.jpg", "y.png", "z"}
-    assert [found[name] for name in ("a/x", "b/x", "z")] == [paths[0], paths[1], paths[4]]
+    assert set(found) == {"a/x.jpg", "b/x.jpg", "b/y.jpg", "b/y.png", "z"}
+    assert [found[name] for name in ("a/x.jpg", "b/x.jpg", "z")] == [paths[0], paths[1], paths[4]]
 
 
 def test_names_that_differ_in_case_alone_are_kept_apart(tmp_path):
     found = find_photographs([tmp_path / "a" / "X.jpg", tmp_path / "b" / "x.png"], tmp_path)
-    assert set(found) == {"a/X", "b/x"}
+    assert set(found) == {"a/X.jpg", "b/x.png"}
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence_before_anything_is(
 ):
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "manifest.json").write_text('{"format": 2, "stages": {}}')
+    save_manifest(tmp_path / "run", {"format": FORMAT, "stages": {}})
     places = {"RUN": network, "EMPTY": tmp_path / "empty", "UNFINISHED": tmp_path / "run"}
     words = [str(places.get(word, word)) for word in words]
     assert main(["predict", *words, "--out", str(tmp_path / "out")]) == 2

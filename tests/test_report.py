@@ -10,6 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from affinity_lib.running.manifest import FORMAT
 from affinity_lib.running.results import save_results
 from affinity_lib.showing.report import figures, write_report
 
@@ -50,7 +51,8 @@ def run(tmp_path) -> Path:
         "artifacts": {},
         "notebook": {},
     }
-    save_results(tmp_path, "tiny <1>", {"stages": {stem: record}, "settings": {}}, [])
+    manifest = {"format": FORMAT, "stages": {stem: record}, "settings": {}}
+    save_results(tmp_path, "tiny <1>", manifest, [])
     return tmp_path
 
 

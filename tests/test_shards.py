@@ -90,7 +90,7 @@ def test_training_shards_and_the_rest_make_one_stage(project):
 
 
 def test_stage_that_has_changed_is_trained_again_first(project, monkeypatch):
-    monkeypatch.setattr(shards, "run_part", lambda *_: None)
+    monkeypatch.setattr(shards, "execute_notebook", lambda *_: None)
     part(project, until="train")
     part(project, shard="0/2")
     with pytest.raises(InputError, match="03 --until train first"):

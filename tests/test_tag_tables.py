@@ -126,9 +126,9 @@ def test_an_apostrophe_a_slash_and_parentheses_belong_to_names(tmp_path: Path):
         ("sep=#\nfile#tags\na.jpg#cat\n", "must begin with the names"),
         ("file,tags\n", "names no image"),
         ("file,tags\na.jpg,\n", "has no tag in any row"),
-        ("file,tags\na.jpg,caf\xe9\n".encode("cp1252"), "no UTF-8 CSV table, its line 2 .* 0xe9"),
+        ("file,tags\na.jpg,caf\xe9\n".encode("cp1252"), "no text in UTF-8 .* 0xe9 .*: save it as UTF-8"),
         (b"PK\x03\x04workbook", "is a workbook of a spreadsheet: save it as CSV UTF-8"),
-        (CAT_DOG.encode("utf-16-le"), "holds zero bytes: save it as CSV UTF-8"),
+        (CAT_DOG.encode("utf-16-le"), "has zero bytes: save it as UTF-8"),
         ('file,tags\na.jpg,"cat\n', "row 2 of .* cannot be read"),
         ('file,tags\na.jpg,"cat" dog\n', "row 2 of .* cannot be read"),
         (f"file,tags\na.jpg,{'x' * 200_000}\n", "row 2 of .* cannot be read"),
@@ -157,7 +157,9 @@ def test_a_table_whose_meaning_is_not_certain_is_refused(
 
 
 def test_a_table_that_is_missing_or_a_folder_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"nowhere\.csv is missing: write a table"):
+    with pytest.raises(
+        InputError, match=r"nowhere\.csv cannot be read .No such file.*: check its name"
+    ):
         read_table(tmp_path / "nowhere.csv")
     with pytest.raises(InputError, match="cannot be read"):
         read_table(tmp_path)

@@ -12,13 +12,13 @@ from PIL import Image
 from affinity_lib.data.toy import MARKER, draw_scene, make_toy
 from affinity_lib.data.toy_objects import CLASSES, draw_object
 from affinity_lib.data.toy_shapes import Dice, Frame, stripes, wave
-from affinity_lib.data.voc import VOCData, palette
+from affinity_lib.data.voc import VOCData, palette, read_labels
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 from affinity_lib.stages.prepare import find_faults
 
 PIXELS = "833992d093439db6"
-FILES = "a1651ce677b5599d"
+FILES = "37ae75423f3d8069"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def scenes():
 def digest(root: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MARKER):
-        total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+        # builds of zlib pack the same pixels into other bytes
+        content = read_labels(path).tobytes() if path.suffix == ".png" else path.read_bytes()
+        total.update(path.relative_to(root).as_posix().encode() + content)
     return total.hexdigest()[:16]
 
 

@@ -14,14 +14,12 @@ MAGIC = 0x112  # first eight bytes of a file
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # first four bytes of an array; else legacy
 DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by type flag
 
-_MAX_DIMENSIONS = 32
-
 
 def read_params(path: str | Path) -> dict[str, np.ndarray]:
     """Read all arrays of a ``.params`` file.
 
-    Dense arrays in the legacy layout (before MXNet 0.11) and V1 to V3.  Nothing in the file is
-    trusted: every length is compared with the bytes that are left before it is used.
+    Dense arrays in the legacy layout (before MXNet 0.11) and V1 to V3. No memory is taken for
+    lengths that the file does not have.
 
     Args:
         path: the file.
@@ -63,92 +61,65 @@ def parse_params(data: bytes) -> dict[str, np.ndarray]:
     >>> parse_params(struct.pack("<4Q", 0x112, 0, 0, 0))
     {}
     """
-    cursor = _Cursor(data)
-    if len(data) < 8 or cursor.read("Q") != MAGIC:
+    file = _File(data)
+    if data[:8] != struct.pack("<Q", MAGIC):
         raise InputError("it does not start with MXNet's 0x112")
-    cursor.read("Q")  # reserved
-    arrays = [_array(cursor) for _ in range(cursor.count("arrays", at_least=4))]
-    names = [_name(cursor) for _ in range(cursor.count("names", at_least=8))]
-    if len(names) != len(arrays):
-        raise InputError(f"{len(arrays)} arrays but {len(names)} names")
-    if len(set(names)) != len(names):
-        raise InputError("two arrays have the same name")
-    if cursor.left:
-        raise InputError(f"{cursor.left} bytes too many after byte {cursor.position}")
+    file.skip(16)
+    arrays = [_array(file) for _ in range(file.number("Q"))]
+    names = [file.text() for _ in range(file.number("Q"))]
+    if len(names) != len(arrays) or len(set(names)) != len(names):
+        raise InputError(f"{len(arrays)} arrays but {len(set(names))} different names")
+    if file.place != len(data):
+        raise InputError(f"{len(data) - file.place} bytes too many")
     return {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
 
 
-class _Cursor:
-    """A place in the bytes that cannot be moved beyond their end."""
+class _File:
+    """The bytes of a file from one place on, which never goes beyond their end."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.position = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.position
+        self.data, self.place = data, 0
 
     def skip(self, size: int) -> int:
-        """Moves on by ``size`` bytes; the position before."""
-        if size > self.left:
-            raise InputError(f"{size} bytes wanted at byte {self.position}, {self.left} are left")
-        start = self.position
-        self.position += size
-        return start
+        """Go on by ``size`` bytes; the place before."""
+        if not 0 <= size <= len(self.data) - self.place:
+            raise InputError(f"{size} bytes wanted at byte {self.place} of {len(self.data)}")
+        self.place += size
+        return self.place - size
 
-    def read(self, code: str) -> int:
-        layout = struct.Struct(f"<{code}")
-        return layout.unpack_from(self.data, self.skip(layout.size))[0]
+    def number(self, code: str) -> int:
+        return struct.unpack_from(f"<{code}", self.data, self.skip(struct.calcsize(code)))[0]
 
-    def count(self, what: str, at_least: int) -> int:
-        """A number of things, each of which takes at least so many bytes."""
-        number = self.read("Q")
-        if number > self.left // at_least:
-            raise InputError(f"{number} {what} announced in the {self.left} bytes that are left")
-        return number
+    def text(self) -> str:
+        start = self.skip(self.number("Q"))
+        try:
+            return self.data[start : self.place].decode()
+        except UnicodeDecodeError:
+            raise InputError(f"a name at byte {start} that is no text") from None
 
 
-def _array(cursor: _Cursor) -> np.ndarray | None:
-    magic = cursor.read("I")
-    if magic in (V2, V3) and (storage := cursor.read("i")) != 0:
-        raise InputError(f"storage type {storage} before byte {cursor.position}, only 0 is dense")
-    if magic in (V1, V2, V3):
-        shape = _shape(cursor, cursor.read("i"), "q", scalars=magic == V3)
-    else:
-        shape = _shape(cursor, magic, "I", scalars=False)
-    if shape is None:
-        return None
-    cursor.skip(8)  # device type and id
-    flag = cursor.read("i")
-    if not 0 <= flag < len(DTYPES):
-        raise InputError(f"unknown type flag {flag} before byte {cursor.position}")
-    dtype = np.dtype(DTYPES[flag])
-    count = math.prod(shape)
-    start = cursor.skip(count * dtype.itemsize)
-    array = np.frombuffer(cursor.data, dtype, count, start).reshape(shape)
-    return array.astype(dtype.newbyteorder("="))
+def _array(file: _File) -> np.ndarray | None:
+    """An array, or None where the file has one that was never given a value.
 
-
-def _shape(cursor: _Cursor, ndim: int, code: str, scalars: bool) -> tuple[int, ...] | None:
-    """The dimensions; None for an array that was never given a value, which has no more bytes.
-
-    That is one without dimensions, except in V3, where it has -1 and a scalar has none.
+    That has no dimensions, except in V3, where it has -1 of them and a scalar has none.
     """
-    if ndim == (-1 if scalars else 0):
+    version = file.number("I")
+    if version in (V2, V3) and file.number("i") != 0:
+        raise InputError(f"a sparse array before byte {file.place}, only dense ones are read")
+    dimensions = file.number("i") if version in (V1, V2, V3) else version
+    if dimensions == (-1 if version == V3 else 0):
         return None
-    if not 0 <= ndim <= _MAX_DIMENSIONS:
-        raise InputError(f"{ndim} dimensions before byte {cursor.position}")
-    shape = tuple(cursor.read(code) for _ in range(ndim))
+    if not 0 <= dimensions <= 32:
+        raise InputError(f"{dimensions} dimensions before byte {file.place}")
+    code = "q" if version in (V1, V2, V3) else "I"
+    shape = tuple(file.number(code) for _ in range(dimensions))
     if any(size < 1 for size in shape):
-        raise InputError(f"shape {shape} before byte {cursor.position}")
-    return shape
-
-
-def _name(cursor: _Cursor) -> str:
-    size = cursor.read("Q")
-    start = cursor.skip(size)
-    try:
-        return cursor.data[start : start + size].decode()
-    except UnicodeDecodeError:
-        raise InputError(f"a name at byte {start} that is no text") from None
+        raise InputError(f"shape {shape} before byte {file.place}")
+    file.skip(8)  # device type and id
+    kind = file.number("i")
+    if not 0 <= kind < len(DTYPES):
+        raise InputError(f"unknown type {kind} before byte {file.place}")
+    dtype, count = np.dtype(DTYPES[kind]), math.prod(shape)
+    start = file.skip(count * dtype.itemsize)
+    array = np.frombuffer(file.data, dtype, count, start).reshape(shape)
+    return array.astype(dtype.newbyteorder("="))

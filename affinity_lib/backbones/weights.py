@@ -115,18 +115,13 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     ...     load_network(nn.Linear(8, 5), file)
     """
     found, wanted = read_weights(path), network.state_dict()
-    kind = type(network).__name__
-    remedy = "set classes and widths as they were in its training, or train it again"
     for name in [*wanted, *found]:
-        if name not in found:
-            raise InputError(f"{path} has no tensor {name} of {kind}: {remedy}")
-        if name not in wanted:
-            raise InputError(f"{path} has the tensor {name} that {kind} has not: {remedy}")
-    for name, value in wanted.items():
-        if found[name].shape != value.shape:
+        theirs, ours = (tuple(t[name].shape) if name in t else "missing" for t in (found, wanted))
+        if theirs != ours:
             raise InputError(
-                f"{path} does not fit {kind}: {name} is {tuple(found[name].shape)} in the file "
-                f"and {tuple(value.shape)} in the network; {remedy}"
+                f"{path} does not fit {type(network).__name__}: {name} is {theirs} in the file and "
+                f"{ours} in the network; set classes and widths as they were in its training, or "
+                "train it again"
             )
         if found[name].is_floating_point() and not found[name].isfinite().all():
             raise InputError(f"{path} has NaN or infinity in {name}; train it again")

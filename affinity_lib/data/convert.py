@@ -166,20 +166,18 @@ class _Files:
         if name in self.exact:
             return self.exact[name]
         *folders, last = _parts(name) or ("",)
-        there = {file: _parts(str(file.relative_to(self.folder))) for file in self.by_name[last]}
-        for whole in (True, False):
-            for with_suffix in (True, False):
-                fitting = [
-                    file
-                    for file, (*above, base) in there.items()
-                    if (base == last) == with_suffix and _agree(above, folders, whole)
-                ]
-                if len(fitting) > 1:
-                    names = " or ".join(str(f.relative_to(self.folder)) for f in fitting[:3])
-                    raise InputError(f"names {name!r}, which may be {names}: write all of its name")
-                if fitting:
-                    return fitting[0]
-        raise InputError(f"names {name!r}, which is not a file in {self.folder}: correct it")
+        fitting: dict[tuple[bool, bool], list[Path]] = defaultdict(list)  # the surer, the larger
+        for file in self.by_name[last]:
+            *above, base = _parts(str(file.relative_to(self.folder)))
+            if _agree(above, folders):
+                fitting[above == folders, base == last].append(file)
+        if not fitting:
+            raise InputError(f"names {name!r}, which is not a file in {self.folder}: correct it")
+        file, *others = fitting[max(fitting)]
+        if others:
+            names = " or ".join(str(f.relative_to(self.folder)) for f in (file, *others[:2]))
+            raise InputError(f"names {name!r}, which may be {names}: write all of its name")
+        return file
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -188,12 +186,10 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in plain.split("/") if part not in ("", "."))
 
 
-def _agree(above: Sequence[str], folders: Sequence[str], whole: bool) -> bool:
-    """Whether folders are the same, or the last ones as far as both go."""
-    if whole:
-        return list(above) == list(folders)
-    common = min(len(above), len(folders))
-    return list(above[len(above) - common :]) == list(folders[len(folders) - common :])
+def _agree(above: Sequence[str], folders: Sequence[str]) -> bool:
+    """Whether the last folders are the same, as far as both go."""
+    pairs = zip(reversed(above), reversed(folders), strict=False)
+    return all(one == other for one, other in pairs)
 
 
 def _summary(tags: Mapping[str, Sequence[str]], num_val: int, notes: Sequence[str]) -> str:

@@ -57,6 +57,12 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def save_text(path: str | Path, text: str) -> None:
+    """Save a text in UTF-8, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 def save_json(path: str | Path, value: Any) -> None:
     """Save a value as readable JSON; numpy and torch scalars become plain numbers.
 
@@ -74,8 +80,7 @@ def save_json(path: str | Path, value: Any) -> None:
     {'table1': {'cam': 48.5}}
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    with write_aside(path) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    save_text(path, text + "\n")
 
 
 def load_json(path: str | Path) -> Any:
@@ -273,13 +278,21 @@ def open_photograph(path: str | Path) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # whose second image is a preview
             raise InputError(f"{path} holds {frames} images: save the one that is meant")
-        if image.mode.startswith(("I", "F")):
-            raise InputError(f"{path} has {image.mode} pixels: save it with 8 bits a colour")
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return as_rgb(ImageOps.exif_transpose(image), path)
+
+
+def as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """An image as RGB, transparency on white.
+
+    Raises:
+        InputError: it has more than 8 bits a colour; names ``path``.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{path} has {image.mode} pixels: save it in RGB, 8 bits a colour")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def is_plain_jpeg(path: str | Path) -> bool:

@@ -113,14 +113,16 @@ def _refuse_two_readings(used: np.ndarray, image: Image.Image, path: str | Path)
     if image.mode == "P" and (own := image.getpalette("RGB")):
         colors = np.zeros((256, 3), np.uint8)
         colors[: len(own) // 3] = np.reshape(own, (-1, 3))
-    seen = [_LABEL_OF.get(color, -1) for color in _coded(colors[used]).tolist()]
-    if used[-1] == VOID and len(used) <= 1 + (used[0] == 0) and seen[-1] != VOID:
+    readings = [_LABEL_OF.get(color, -1) for color in _coded(colors[used]).tolist()]
+    if used[-1] == VOID and len(used) <= 1 + (used[0] == 0) and readings[-1] != VOID:
         raise InputError(
             f"{path} holds {' and '.join(map(str, used))} alone, and {VOID} may be an object or "
             "void: write the number of the object's class, or save void in VOC's colours"
         )
-    if image.mode == "P" and min(seen) >= 0 and seen != used.tolist():
-        number, other = next(pair for pair in zip(used, seen, strict=True) if pair[0] != pair[1])
+    if image.mode == "P" and min(readings) >= 0 and readings != used.tolist():
+        number, other = next(
+            pair for pair in zip(used, readings, strict=True) if pair[0] != pair[1]
+        )
         raise InputError(
             f"{path} has the number {number} in VOC's colour of {other}, as programs leave it that "
             "sort a palette anew: save the mask in RGB, or with VOC's whole palette"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from affinity_lib.data.files import write_aside
+from affinity_lib.data.files import save_text, write_aside
 from affinity_lib.errors import InputError
 
 MAX_CLASSES = 254
@@ -99,8 +99,7 @@ def write_lists(
     lists = {**splits, "trainval": sorted(i for ids in splits.values() for i in ids)}
     files = {root / "ImageSets" / "Segmentation" / f"{name}.txt": lists[name] for name in lists}
     for path, lines in {**files, root / "classes.txt": classes}.items():
-        with write_aside(path) as aside:
-            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        save_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_ids(path: str | Path, images: Collection[str] = ()) -> list[str]:
@@ -223,8 +222,10 @@ def read_text(path: str | Path) -> str:
         content = Path(path).read_bytes()
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if wide else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}): save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its name") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}): save it as UTF-8") from error
     if "\0" in text:
         raise InputError(f"{path} is no text, it has zero bytes: save it as UTF-8")
     return text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import tarfile
 from pathlib import Path
 
@@ -38,7 +36,7 @@ def submitted_ids(data: VOCData, split: str) -> list[str]:
 
 
 def write_submission(data: VOCData, split: str, predictions: Path, path: str | Path) -> Path:
-    """Pack label maps as VOC's evaluation server wants them; the same maps give the same bytes.
+    """Pack label maps as VOC's evaluation server wants them.
 
     Args:
         data: the data set whose images were labelled.
@@ -63,17 +61,9 @@ def write_submission(data: VOCData, split: str, predictions: Path, path: str | P
                 f"{labels.max()}, but the server wants {size[0]} x {size[1]} and labels up to "
                 f"{len(VOC_CLASSES)}: predict the {split} split of VOC 2012 again"
             )
-    with (
-        write_aside(path) as aside,
-        aside.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
+    with write_aside(path) as aside, tarfile.open(aside, "w:gz") as archive:
         for image_id, file in maps.items():
-            content = file.read_bytes()
-            member = tarfile.TarInfo(f"{SUBMISSION}/{image_id}.png")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            archive.add(file, f"{SUBMISSION}/{image_id}.png")
     return Path(path)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+import yaml
 
 from affinity_lib.errors import InputError
 
 _NO_NAMES = ("nan", "none", "null", "n/a", "na", "true", "false", "yes", "no", "-", "--", "?")
 _NO_NAMES += ("#n/a", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
 _SEPARATORS = {";": "semicolons", "|": "vertical bars", ",": "commas", "\n": "line breaks"}
-_ITEM = re.compile(
-    r"""\s*+(?:('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")|([^'"\[\]{},]++))\s*+(?:,|$)""", re.DOTALL
-)
 
 
 def split_cells(
@@ -89,19 +86,12 @@ def _items(cell: str) -> list[str] | None:
     ends = {"[": "]", "(": ")", "{": "}"}
     if len(cell) < 2 or cell[-1] != ends[cell[0]]:
         return None
-    inner, place, found = cell[1:-1].strip(), 0, []
-    while place < len(inner):
-        match = _ITEM.match(inner, place)
-        if match is None:
-            return None
-        quoted, bare = match.groups()
-        try:
-            read = json.loads if quoted and quoted[0] == '"' else ast.literal_eval
-            found.append(read(quoted) if quoted else bare)
-        except (ValueError, SyntaxError):
-            return None
-        place = match.end()
-    return found
+    inner = cell[1:-1].replace("\\'", "''")  # an apostrophe, as YAML has it
+    try:
+        found = yaml.load(f"[{inner}]", yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return found if all(isinstance(item, str) for item in found) else None
 
 
 def no_name(tag: str) -> str:

@@ -7,7 +7,6 @@ table is refused, since a wrong guess would become classes that nobody wrote.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from affinity_lib.data.layout import read_text
 from affinity_lib.data.tag_cells import no_name, short, split_cells
 from affinity_lib.errors import InputError
 
@@ -121,35 +121,20 @@ def read_table(path: str | Path) -> Table:
 
 
 def _decoded(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "is missing" if not path.exists() else f"cannot be read ({error.strerror})"
-        raise InputError(f"{path} {reason}: write a table with columns file and tags") from error
-    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+    if path.is_file() and path.read_bytes().startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise InputError(f"{path} is a workbook of a spreadsheet: save it as CSV UTF-8")
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path} is no UTF-8 CSV table, its line {line} has the byte "
-            f"0x{data[error.start]:02x}: save it as CSV UTF-8"
-        ) from error
-    if "\0" in text:
-        raise InputError(f"{path} is no UTF-8 CSV table, it holds zero bytes: save it as CSV UTF-8")
-    return unicodedata.normalize("NFC", text).translate(_INVISIBLE).removesuffix("\x1a")
+    text = unicodedata.normalize("NFC", read_text(path))
+    return text.translate(_INVISIBLE).removesuffix("\x1a")
 
 
 def _records(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and the other rows that are not empty, with their numbers."""
     first, _, rest = text.partition("\n")
-    told = re.fullmatch(r'"?sep=([;,|\t])"?\s*', first, re.IGNORECASE)
-    text = rest if told else text
+    declared = re.fullmatch(r'"?sep=([;,|\t])"?\s*', first, re.IGNORECASE)
+    text = rest if declared else text
     line = 0
     try:
-        for delimiter in told[1] if told else _DELIMITERS:
+        for delimiter in declared[1] if declared else _DELIMITERS:
             header = next(filter(any, _reader(text, delimiter)), [])
             if any(_key(name) in FILE_COLUMNS for name in header) and len(header) > 1:
                 break

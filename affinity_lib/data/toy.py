@@ -1,9 +1,8 @@
-"""The embedded data set: drawn scenes in VOC layout, the same bytes for a seed on any machine."""
+"""The embedded data set: drawn scenes in VOC layout, the same pixels for a seed on any machine."""
 
 from __future__ import annotations
 
 import shutil
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from affinity_lib.data.layout import write_lists, write_tags
 from affinity_lib.data.toy_objects import CLASSES, draw_object
 from affinity_lib.data.toy_scenery import draw_clutter, draw_ground
 from affinity_lib.data.toy_shapes import Array, Dice, Frame, Layer
-from affinity_lib.data.voc import palette
+from affinity_lib.data.voc import write_labels
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 
@@ -217,28 +216,7 @@ def _write(root: Path, image_id: str, scene: Scene) -> None:
     picture = Image.fromarray(scene.image)
     picture.save(root / "JPEGImages" / f"{image_id}.jpg", quality=95, subsampling=0)
     write_tags(root / "Annotations" / f"{image_id}.xml", scene.names, picture.size)
-    (root / "SegmentationClass" / f"{image_id}.png").write_bytes(_png(scene.labels))
-
-
-def _png(labels: Array) -> bytes:
-    """A palette PNG whose data are stored, not deflated: zlib's builds differ in their bytes."""
-    height, width = labels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), labels], axis=1).tobytes()
-    blocks = [rows[i : i + 65535] for i in range(0, len(rows), 65535)]
-    stored = b"".join(
-        struct.pack("<BHH", k == len(blocks), len(block), 65535 - len(block)) + block
-        for k, block in enumerate(blocks, start=1)
-    )
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", palette().tobytes()),
-        (b"IDAT", b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(rows))),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
+    write_labels(root / "SegmentationClass" / f"{image_id}.png", scene.labels)
 
 
 def _source() -> str:

@@ -1,6 +1,6 @@
 """The drawing kit of the toy data: random numbers, distance fields, patterns, layers of paint.
 
-Every picture has to come out the same on every machine, to the byte. So the kit keeps to arithmetic
+Every picture has to come out the same on every machine, to the pixel. So the kit keeps to arithmetic
 that IEEE 754 fixes exactly: + - * / and square roots of single arrays, with no power, no sine, no
 matrix product, no sum of floats. Shapes are signed distance fields (negative inside), which give
 smooth edges without supersampling.
@@ -133,9 +133,9 @@ class Frame:
         dx, dy = wx - ex * t, wy - ey * t
         return np.sqrt(dx * dx + dy * dy) - (r + (end - r) * t)
 
-    def cover(self, distance: Array, soft: float = 1.0) -> Array:
-        """How much of each pixel lies inside, 0..1; `soft` widens the edge, in pixels."""
-        return np.clip(0.5 - distance * (self.scale / soft), 0.0, 1.0)
+    def cover(self, distance: Array) -> Array:
+        """How much of each pixel lies inside, 0..1; an edge is a pixel wide."""
+        return np.clip(0.5 - distance * self.scale, 0.0, 1.0)
 
 
 class Layer:

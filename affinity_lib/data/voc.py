@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from affinity_lib.data.files import image_size, open_image
+from affinity_lib.data.files import as_rgb, image_size, open_image
 from affinity_lib.data.label_maps import as_bytes, palette, read_labels, write_labels
 from affinity_lib.data.layout import (
     IMAGE_SUFFIXES,
@@ -44,7 +44,6 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 
-_COLORS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _MASKS = ("SegmentationClass", "SegmentationClassAug")  # the second has SBD's, VOC's own come first
 
 
@@ -228,13 +227,7 @@ class VOCData:
             InputError: the file is missing, does not decode or has more than 8 bits a colour.
         """
         path = self.image_path(image_id)
-        image = open_image(path)
-        if image.mode not in _COLORS:
-            raise InputError(f"{path} has {image.mode} pixels: save it in RGB, 8 bits a colour")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return as_rgb(open_image(path), path)
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Width and height of an image, from its header.

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from scipy.io import loadmat
 from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
@@ -20,7 +21,6 @@ from affinity_lib.data.archives import Archive, fetch
 from affinity_lib.data.files import write_aside
 from affinity_lib.data.label_maps import write_labels
 from affinity_lib.data.layout import read_ids
-from affinity_lib.data.matfile import read_field
 from affinity_lib.data.progress import Progress
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.errors import InputError
@@ -36,6 +36,7 @@ VOC = Archive(
     instead="voc=FOLDER",
     url=_YEAR["url"],
     md5=_YEAR["md5"],
+    bytes=1_999_639_040,
     folder=Path(_YEAR["base_dir"]).as_posix(),
     parts=("JPEGImages", "Annotations", "SegmentationClass", _LISTS),
 )
@@ -44,6 +45,7 @@ SBD = Archive(
     instead="sbd=FOLDER",
     url=SBDataset.url,
     md5=SBDataset.md5,
+    bytes=1_419_539_633,
     folder="benchmark_RELEASE/dataset",
     parts=("cls", "train.txt", "val.txt"),
 )
@@ -78,13 +80,13 @@ def prepare_voc12(
     affinity_lib.errors.InputError: nowhere has no VOC 2012: ...
     """
     root = Path(root).expanduser()
-    if (root / _LISTS / "train_aug.txt").is_file():
+    if is_prepared(root):
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} is in use: give a new folder, or remove it first")
     downloads = root.with_name("downloads")
-    voc = _find(Path(voc).expanduser(), VOC) if voc else fetch(VOC, downloads)
-    sbd = _find(Path(sbd).expanduser(), SBD) if sbd else fetch(SBD, downloads)
+    voc = find_data_set(Path(voc).expanduser(), VOC) if voc else fetch(VOC, downloads)
+    sbd = find_data_set(Path(sbd).expanduser(), SBD) if sbd else fetch(SBD, downloads)
     lists = {name: _read_list(voc / _LISTS / f"{name}.txt") for name in ("train", "val")}
     extra = (_read_list(sbd / f"{name}.txt") for name in ("train", "val"))
     lists["train_aug"] = train_aug(lists["train"], lists["val"], *extra)
@@ -99,6 +101,26 @@ def prepare_voc12(
     with write_aside(root) as aside:
         _assemble(aside, voc, sbd, lists)
     return root
+
+
+def is_prepared(root: Path) -> bool:
+    """Whether ``root`` is what :func:`prepare_voc12` has made."""
+    return (root / _LISTS / "train_aug.txt").is_file()
+
+
+def find_data_set(folder: Path, archive: Archive) -> Path:
+    """The folder of the data set at or below the one that was given.
+
+    Raises:
+        InputError: it is not there.
+    """
+    tail = Path(archive.folder)
+    for place in (folder, folder / tail.name, folder / tail):
+        if all((place / part).exists() for part in archive.parts):
+            return place
+    raise InputError(
+        f"{folder} has no {archive.name}: give the folder that holds {', '.join(archive.parts)}"
+    )
 
 
 def train_aug(
@@ -124,30 +146,19 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
-    path = Path(path)
     try:
-        labels = read_field(path.read_bytes(), "GTcls", "Segmentation")
+        with open(path, "rb") as file:
+            labels = loadmat(file, variable_names="GTcls")["GTcls"]["Segmentation"][0, 0]
         known = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 2 and labels.size > 0
         if not known or not np.isin(labels, [*range(len(VOC_CLASSES) + 1), VOID]).all():
             raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: unpack the whole of SBD") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # bytes that are no MATLAB file can raise anything
         raise InputError(
             f"{path} is not a mask of SBD ({error}): unpack the data set again"
         ) from error
     return labels.astype(np.uint8)
-
-
-def _find(folder: Path, archive: Archive) -> Path:
-    """The folder of the data set at or below the one that was given."""
-    tail = Path(archive.folder)
-    for place in (folder, folder / tail.name, folder / tail):
-        if all((place / part).exists() for part in archive.parts):
-            return place
-    raise InputError(
-        f"{folder} has no {archive.name}: give the folder that holds {', '.join(archive.parts)}"
-    )
 
 
 def _read_list(path: Path) -> list[str]:

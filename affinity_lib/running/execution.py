@@ -93,27 +93,6 @@ def execute_notebook(
     failed.unlink(missing_ok=True)
 
 
-def run_part(
-    plan: Plan,
-    stem: str,
-    run: Path,
-    manifest: Mapping[str, Any],
-    cells: NotebookNode,
-    name: str,
-    shard: str = "",
-) -> None:
-    """Execute some cells of a notebook; what was executed is kept only if it fails.
-
-    Args:
-        plan, stem, run, manifest: as for the whole notebook.
-        cells: a notebook with these cells.
-        name: of the part, for the file of a failed one.
-        shard: ``K/N``, if it is a share of the images.
-    """
-    execute_notebook(plan, stem, run, manifest, cells, f".{name}", shard)
-    (run / "notebooks" / f"{stem}.{name}.ipynb").unlink()
-
-
 def _is_full(run: Path, error: str) -> bool:
     return "No space left on device" in error or shutil.disk_usage(run).free < 2**20
 

@@ -16,10 +16,8 @@ from affinity_lib.running import cache
 from affinity_lib.running.stage import DATA, data_hash, input_hash
 from affinity_lib.training.cores import available_cores
 
-FORMAT = 2
-"""Of the manifest and of the notes beside the results; a run of another format is made anew."""
-
-_KEY_PARTS = ("settings", "inputs", "library", "packages", "machine")
+FORMAT = 3
+"""Of the manifest; a run of another format is made anew."""
 
 _TOOLS = ("papermill", "nbclient", "ipykernel", "matplotlib", "pillow", "safetensors")
 
@@ -28,22 +26,23 @@ def load_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run, or an empty one.
 
     Raises:
-        InputError: the file is no manifest.
+        InputError: the file is not what :func:`save_manifest` saved.
     """
     path = run / "manifest.json"
-    manifest = load_json(path) if path.is_file() else {"format": FORMAT, "stages": {}}
-    if manifest.get("format") == FORMAT if isinstance(manifest, dict) else True:
-        good = _is_manifest(manifest)
-    else:  # of another version: no more of it is read
-        good = isinstance(manifest.get("stages"), dict)
-    if not good:
-        raise InputError(f"{path} is no manifest of a run: remove it, and the run begins anew")
-    return manifest
+    if not path.is_file():
+        return {"format": FORMAT, "stages": {}}
+    manifest = load_json(path)
+    if isinstance(manifest, dict):
+        if manifest.get("format") != FORMAT:
+            return {"format": None, "stages": {}}  # of another version: no more of it is read
+        if manifest.pop("digest", "") == cache.digest(manifest):
+            return manifest
+    raise InputError(f"{path} is no whole manifest: remove it, and the run begins anew")
 
 
 def save_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
-    """Save the manifest of a run, whole or not at all."""
-    save_json(run / "manifest.json", manifest)
+    """Save the manifest of a run, whole or not at all, with a hash of itself."""
+    save_json(run / "manifest.json", {**manifest, "digest": cache.digest(manifest)})
 
 
 def find_run(name: str | Path) -> Path:
@@ -55,7 +54,7 @@ def find_run(name: str | Path) -> Path:
     places = [Path(name), find_root() / "runs" / name]
     for place in places:
         if (place / "manifest.json").is_file():
-            if load_manifest(place).get("format") != FORMAT:
+            if load_manifest(place)["format"] != FORMAT:
                 raise InputError(
                     f"{place} was made by an earlier version of this project: run it again"
                 )
@@ -128,36 +127,6 @@ def inputs_now(run: Path, key: Mapping[str, Any]) -> dict[str, str]:
         name: data_hash(key["settings"]["data_root"]) if name == DATA else input_hash(run, name)
         for name in key["inputs"]
     }
-
-
-def _is_manifest(value: Any) -> bool:
-    """Whether what is read of every manifest is there and of its kind."""
-    stages = value.get("stages") if isinstance(value, dict) else None
-    return (
-        isinstance(stages, dict)
-        and _are_fingerprints(value.get("results", {}))
-        and (value.get("format") != FORMAT or isinstance(value.get("settings", {}), dict))
-        and all(isinstance(record, dict) and _is_record(record) for record in stages.values())
-    )
-
-
-def _is_record(record: Mapping[str, Any]) -> bool:
-    key = record.get("key")
-    return (
-        isinstance(record.get("state"), str)
-        and isinstance(key, dict)
-        and all(isinstance(key.get(part, {}), dict) for part in _KEY_PARTS)
-        and {"settings", "inputs"} <= key.keys()
-        and (DATA not in key["inputs"] or isinstance(key["settings"].get("data_root"), str))
-        and all(_are_fingerprints(record.get(made, {})) for made in ("artifacts", "notebook"))
-        and (record["state"] != "done" or {"artifacts", "notebook", "seconds"} <= record.keys())
-    )
-
-
-def _are_fingerprints(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(value, dict) and {"sha256", "bytes"} <= value.keys() for value in files.values()
-    )
 
 
 def surroundings(device: str = "auto") -> dict[str, Any]:

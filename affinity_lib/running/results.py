@@ -33,7 +33,7 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
         path = run / stem / "metrics.json"
         metrics = load_json(path) if path.is_file() else {}
         for part in _MERGED:
-            _merge(results[part], metrics.pop(part, {}))
+            results[part] |= metrics.pop(part, {})
         if metrics:
             results["details"][stem] = metrics
         results["seconds"][stem] = record["seconds"]
@@ -102,8 +102,8 @@ def summary(run: Path) -> str:
     """The numbers of a run beside the paper's, as text."""
     lines = [f"{'mIoU in percent':<26}this run  paper"]
     for name, *numbers in beside_paper(load_results(run)):
-        shown = ["-" if number is None else f"{number:.1f}" for number in numbers]
-        lines.append(f"{name:<26}{shown[0]:>8}{shown[1]:>7}")
+        cells = ["-" if number is None else f"{number:.1f}" for number in numbers]
+        lines.append(f"{name:<26}{cells[0]:>8}{cells[1]:>7}")
     return "\n".join(lines)
 
 
@@ -130,14 +130,6 @@ def display_path(path: Path) -> str:
     """A path as a person would type it: from the current folder where it lies in there."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for name, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        else:
-            into[name] = value
 
 
 def _settings(run: Path) -> dict[str, Any]:

@@ -88,9 +88,8 @@ def execute(
 def new_manifest(plan: Plan, run: Path, log: Callable[..., None] = print) -> dict[str, Any]:
     """The manifest of a run that is about to go on: its stages, and all else as it is now."""
     manifest = mf.load_manifest(run)
-    if manifest.get("format") != mf.FORMAT:
+    if manifest["format"] != mf.FORMAT:
         log(f"{run} was made by an earlier version of this project: it is made anew")
-        manifest["stages"] = {}
     head = {"format": mf.FORMAT, "profile": plan.profile, "settings": plan.values}
     return head | mf.surroundings(plan.values["device"]) | {"stages": manifest["stages"]}
 

@@ -23,7 +23,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.running import locks, preflight
 from affinity_lib.running import manifest as mf
 from affinity_lib.running.cache import needed_cells
-from affinity_lib.running.execution import run_part
+from affinity_lib.running.execution import execute_notebook
 from affinity_lib.running.plan import Plan, chosen_notebooks
 from affinity_lib.running.runner import RESUMED, begin, new_manifest, reasons_to_run
 from affinity_lib.running.stage import parse_shard, run_folder
@@ -90,7 +90,10 @@ def execute_part(
         log(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
         started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         with shown_after(head, log):
-            run_part(plan, stem, run, manifest, cells, name, "" if until == TRAIN else shard)
+            part = "" if until == TRAIN else shard
+            execute_notebook(plan, stem, run, manifest, cells, f".{name}", part)
+        # only a failed one is kept
+        (run / "notebooks" / f"{stem}.{name}.ipynb").unlink(missing_ok=True)
         seconds = time.perf_counter() - start
         note = {"started": started, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         _note(run, stem, name, note | mf.computer(plan.values["device"]))

@@ -93,8 +93,8 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         out: the folder of the results, which are no photographs.
 
     Returns:
-        Name -> file. A name is the path below what was given, without the ending; it grows by
-        its ending or by folders above it where two would be the same.
+        Name -> file. A name is the path below what was given, without the ending; where two would
+        be the same, it is the path below the folder that holds all photographs, with the ending.
 
     Raises:
         InputError: a folder without an image, or two files that cannot be told apart.
@@ -105,21 +105,18 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         if not given.is_dir():
             found.setdefault(Path(os.path.abspath(given)), Path(given.name))
             continue
-        inside = [
-            (Path(os.path.abspath(path)), path.relative_to(given))
-            for path in sorted(given.rglob("*"))
-            if path.suffix.lower() in _endings() and path.is_file()
-        ]
-        inside = [
-            (path, below)
-            for path, below in inside
-            if not any(part.startswith(".") for part in below.parts)
-            and not any(path.is_relative_to(folder) for folder in results)
-        ]
+        folder = Path(os.path.abspath(given))
+        inside = {
+            path: path.relative_to(folder)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in _endings()
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and not any(path.is_relative_to(result) for result in results)
+        }
         if not inside:
             raise InputError(f"{given} has no photographs in it: give files, or another folder")
-        for path, below in inside:
-            found.setdefault(path, below)
+        found = inside | found
     return _named(found)
 
 
@@ -212,21 +209,14 @@ def _endings() -> set[str]:
 
 
 def _named(found: Mapping[Path, Path]) -> dict[str, Path]:
-    same = Counter((path.parent, path.stem.casefold()) for path in found)
+    above = os.path.commonpath([path.parent for path in found])
+    stems = {path: below.with_suffix("").as_posix() for path, below in found.items()}
+    counts = Counter(stem.casefold() for stem in stems.values())
     names = {}
-    for path, below in found.items():
-        alone = same[path.parent, path.stem.casefold()] == 1
-        names[path] = below.with_name(path.stem if alone else path.name)
-    while twice := _repeated(names):
-        for path in twice:
-            length = len(names[path].parts)
-            above = path.parts[1:][-length - 1 : -length]
-            if not above:
-                raise InputError(f"{path} and another photograph have one name: rename one")
-            names[path] = Path(*above, names[path])
-    return {name.as_posix(): path for path, name in names.items()}
-
-
-def _repeated(names: Mapping[Path, Path]) -> list[Path]:
-    counts = Counter(str(name).casefold() for name in names.values())
-    return [path for path, name in names.items() if counts[str(name).casefold()] > 1]
+    for path, stem in stems.items():
+        alone = counts[stem.casefold()] == 1
+        name = stem if alone else path.relative_to(above).as_posix()
+        if name in names:
+            raise InputError(f"{path} and {names[name]} have one name: rename one")
+        names[name] = path
+    return names

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
-from affinity_lib.data.files import write_aside
+from affinity_lib.data.files import save_text
 from affinity_lib.evaluation import PAPER_TABLE1
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.results import beside_paper, load_results
@@ -91,8 +91,7 @@ def write_report(run: Path) -> Path:
         stages=stages,
         provenance=json.dumps(_provenance(manifest), indent=2, ensure_ascii=False),
     )
-    with write_aside(run / "index.html") as aside:
-        aside.write_text(page, encoding="utf-8")
+    save_text(run / "index.html", page)
     return run / "index.html"
 
 
@@ -135,8 +134,7 @@ def _render(notebook: Path) -> None:
     if page.is_file() and page.stat().st_mtime >= notebook.stat().st_mtime:
         return
     html, _ = HTMLExporter().from_filename(str(notebook))
-    with write_aside(page) as aside:
-        aside.write_text(html, encoding="utf-8")
+    save_text(page, html)
 
 
 def _title(notebook: Path) -> str:

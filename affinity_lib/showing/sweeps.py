@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
-from affinity_lib.data.files import write_aside
+from affinity_lib.data.files import save_text, write_aside
 from affinity_lib.evaluation import PAPER_TABLE1
 from affinity_lib.running.sweep import Row
 from affinity_lib.showing.tables import Table
@@ -34,47 +33,33 @@ def write_sweep(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Path
         The table as markdown, ``NAMES.md``; beside it lie a ``.csv`` and a ``.png``.
     """
     metrics = [key for key in METRICS if any(row.get(key) is not None for row in rows)]
-    text = io.StringIO()
-    table = csv.DictWriter(text, [*names, *metrics], extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    stem = ",".join(names)
-    with write_aside(folder / f"{stem}.csv") as aside:
-        aside.write_text(text.getvalue(), encoding="utf-8")
-
-    blocks = [_table("Runs", rows, names, metrics)]
     others = [name for name in names if name != "seed"]
-    means = _over_seeds(rows, others, metrics)
-    if "seed" in names:
-        spread = [
-            row | {key: f"{row[key]:.1f} ± {row[key + ' spread']:.1f}" for key in metrics}
-            for row in means
-        ]
-        title = "Mean and standard deviation over the seeds"
-        blocks.append(_table(title, spread, others, metrics))
-    if others and metrics:
-        with write_aside(folder / f"{stem}.png") as aside:
-            _picture(means, others, metrics).savefig(aside, dpi=100)
-    with write_aside(folder / f"{stem}.md") as aside:
-        text = "\n\n".join(block.markdown() for block in blocks)
-        aside.write_text(text + "\n", encoding="utf-8")
-    return folder / f"{stem}.md"
-
-
-def _over_seeds(rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str]) -> list[Row]:
-    """One row for each combination of ``names``: mean and spread of each metric."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(str([row[name] for name in names]), []).append(row)
-    means = []
-    for group in groups.values():
-        mean: Row = {name: group[0][name] for name in names}
-        for key in metrics:
-            values = [row[key] for row in group if row.get(key) is not None] or [math.nan]
-            mean[key] = statistics.fmean(values)
-            mean[f"{key} spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        means.append(mean)
-    return means
+        groups.setdefault(str([row[name] for name in others]), []).append(row)
+    means = [g[0] | {key: mean(_values(g, key)) for key in metrics} for g in groups.values()]
+    tables = [_table("Runs", rows, names, metrics)]
+    if "seed" in names:
+        spread = [
+            g[0] | {key: _spread(_values(g, key)) for key in metrics} for g in groups.values()
+        ]
+        title = "Mean and standard deviation over the seeds"
+        tables.append(_table(title, spread, others, metrics))
+    path = folder / f"{','.join(names)}.md"
+    save_text(path, "\n\n".join(table.markdown() for table in tables) + "\n")
+    save_text(path.with_suffix(".csv"), replace(tables[0], header=[*names, *metrics]).csv())
+    if others and metrics:
+        with write_aside(path.with_suffix(".png")) as aside:
+            _picture(means, others, metrics).savefig(aside, dpi=100)
+    return path
+
+
+def _values(group: Sequence[Row], key: str) -> list[float]:
+    return [row[key] for row in group if row.get(key) is not None] or [math.nan]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def _table(title: str, rows: Sequence[Row], names: Sequence[str], metrics: Sequence[str]) -> Table:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.data.files import write_aside
+from affinity_lib.data.files import save_text
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.evaluation import PAPER_NETWORKS, PAPER_TABLE1
 from affinity_lib.plots import markdown_table
@@ -84,8 +84,7 @@ def write_tables(run: Path) -> list[Path]:
     for table in paper_tables(results, settings):
         for suffix, text in ((".md", table.markdown() + "\n"), (".csv", table.csv())):
             path = run / "tables" / f"{table.name}{suffix}"
-            with write_aside(path) as aside:
-                aside.write_text(text, encoding="utf-8")
+            save_text(path, text)
             written.append(path)
     return written
 

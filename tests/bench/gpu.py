@@ -22,6 +22,8 @@ from unittest import mock
 import numpy as np
 import torch
 from bench import walk_input
+from counting import count_training
+from estimate import build_network
 from lessons import STAGES, loss_of
 from measuring import describe_machine
 from torch import Tensor, nn
@@ -37,8 +39,6 @@ from affinity_lib.data.toy import make_toy
 from affinity_lib.data.voc import VOC_CLASSES, VOCData
 from affinity_lib.plots import markdown_table
 from affinity_lib.presets import preset
-from affinity_lib.running.counting import count_training
-from affinity_lib.running.estimate import build_network
 from affinity_lib.running.plan import Plan, make_plan
 from affinity_lib.segmentation import SegmentationNet
 from affinity_lib.stages.cams import infer_cams

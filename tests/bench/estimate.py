@@ -1,4 +1,4 @@
-"""What a profile costs on all of VOC 2012: ``python -m affinity_lib.running.estimate voc12``.
+"""What a profile costs on all of VOC 2012: ``python tests/bench/estimate.py voc12``.
 
 Operations and the values that training keeps are counted on the profile's own networks, built
 without memory for their weights; what a processor does and a file takes is measured on one image.
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from counting import RESERVE, Training, count_forward, count_training
 from PIL import Image, ImageDraw
 from torch import nn
 from torch.utils.benchmark import Timer
@@ -30,11 +31,10 @@ from affinity_lib.crf import CRFSettings, PairwiseCRF
 from affinity_lib.data.files import load_json, save_scores
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.voc import VOC_CLASSES, write_labels
-from affinity_lib.data.voc12 import SIZES
+from affinity_lib.data.voc12 import SBD, SIZES, VOC
 from affinity_lib.errors import InputError
 from affinity_lib.plots import markdown_table
 from affinity_lib.random_walk import random_walk
-from affinity_lib.running.counting import RESERVE, Training, count_forward, count_training
 from affinity_lib.running.plan import Plan, make_plan
 from affinity_lib.segmentation import segmentation_loss
 from affinity_lib.training.networks import affinity_network, cam_network, segmentation_network
@@ -44,9 +44,6 @@ HEIGHT, WIDTH = 375, 500
 
 TAGS = 2
 """Classes an image; VOC has fewer on average."""
-
-ARCHIVES = {"voc": 1_999_639_040, "sbd": 1_419_539_633}
-"""Bytes of the archives of VOC 2012 and SBD; what is unpacked of them takes no more again."""
 
 TFLOPS = 10
 """10^12 operations a second that a GPU is assumed to do; a guess for one of 12 GiB."""
@@ -79,7 +76,6 @@ def estimate(
     plan: Plan,
     measured: Mapping[str, float] | None = None,
     steps: Sequence[Mapping[str, Any]] = (),
-    images: tuple[int, int] = (SIZES["train_aug"], SIZES["val"]),
 ) -> list[Cost]:
     """Count what the notebooks of a plan take on VOC 2012's 10,582 + 1,449 images.
 
@@ -88,16 +84,15 @@ def estimate(
         measured: from :func:`measure`, which is called unless this is given.
         steps: training steps that :func:`measured_steps` found; of one that is the profile's own
             the measured memory and speed count.
-        images: how many there are to train on and to validate with.
 
     Raises:
         InputError: the profile keeps its backbone as it is.
     """
     m = measure() if measured is None else measured
-    train, val = images
+    train, val = SIZES["train_aug"], SIZES["val"]
     stems = {stem[:2]: stem for stem in plan.notebooks}
     cam, labels, affinity, walk, synthesis, segmentation = (stems[f"0{k}"] for k in range(1, 7))
-    costs = [Cost("data", disk=2 * sum(ARCHIVES.values()))]
+    costs = [Cost("data", disk=2 * (VOC.bytes + SBD.bytes))]
 
     p = plan.values
     net, cost = _trained("cam", p)
@@ -232,9 +227,7 @@ Disk counts the downloads twice, packed and unpacked."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the estimate for a profile; returns 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m affinity_lib.running.estimate", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python tests/bench/estimate.py", description=__doc__)
     parser.add_argument("profile", nargs="?", default="voc12", help="such as voc12-vgg16")
     parser.add_argument(
         "--tflops",
