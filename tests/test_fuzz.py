@@ -1,8 +1,7 @@
 """Whatever happens to a file, the library reads it or says in its own words that it cannot.
 
-Twenty thousand damaged files of every kind that people bring. Each kind is read in a process of its
-own, so that a crash is seen, and that process may not take a gigabyte more than it has at its start.
-SBD's masks are not among them: whoever has them has them from one archive, whose MD5 is checked.
+Twenty thousand damaged files of every kind that is read. Each kind is read in a process of its own,
+so that a crash is seen, and that process may not take a gigabyte more than it has at its start.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import safetensors.torch
 import torch
 from mutations import WORDS, mutated
 from PIL import Image
+from scipy.io import savemat
 from test_mxnet_params import write_params
 
 from affinity_lib.backbones.weights import load_network, read_weights
@@ -44,6 +44,7 @@ from affinity_lib.data.files import (
 from affinity_lib.data.layout import write_lists, write_tags
 from affinity_lib.data.tag_tables import read_table
 from affinity_lib.data.voc import VOCData, read_labels, write_labels
+from affinity_lib.data.voc12 import read_sbd_mask
 from affinity_lib.errors import InputError
 from affinity_lib.running import manifest, results
 from affinity_lib.running.settings import load_profile
@@ -192,6 +193,16 @@ def scores(folder: Path) -> list[bytes]:
     return found
 
 
+def sbd_masks(folder: Path) -> list[bytes]:
+    labels = {"Segmentation": np.eye(6, 8, dtype=np.uint8), "CategoriesPresent": 1}
+    found = []
+    for compress in (False, True):
+        savemat(folder / "a.mat", {"GTcls": labels}, do_compression=compress)
+        found.append((folder / "a.mat").read_bytes())
+    savemat(folder / "a.mat", {"GTcls": labels["Segmentation"]}, format="4")
+    return [*found, (folder / "a.mat").read_bytes()]
+
+
 def a_network() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
@@ -310,6 +321,7 @@ KINDS = {
     "class list": Kind("classes.txt", of_a_data_set("classes.txt"), lambda p: VOCData(p.parent)),
     "table": Kind("labels.csv", tables, read_table, CSV),
     "scores": Kind("a.npz", scores, load_scores),
+    "mask of SBD": Kind("a.mat", sbd_masks, read_sbd_mask),
     "zip of torch": Kind("a.pth", zips_of_torch, read_any_weights),
     "legacy file of torch": Kind("a.pth", legacy_of_torch, read_any_weights),
     "safetensors": Kind("a.safetensors", safe_tensors, read_any_weights),

@@ -159,7 +159,7 @@ def texts(cells: list[dict]) -> str:
     return "".join("".join(o.get("text", "")) for cell in cells for o in cell["outputs"])
 
 
-def test_a_lesson_shows_how_far_it_is_goes_on_after_an_interrupt_and_saves_no_line(page: Page):
+def test_a_lesson_shows_how_far_it_is_goes_on_after_an_interrupt_and_saves_no_trace(page: Page):
     page.run_all()
     first = page.wait_for(LINE)
     page.wait_for(re.compile(rf"epoch +\d+ of {EPOCHS}"))
@@ -182,5 +182,5 @@ def test_a_lesson_shows_how_far_it_is_goes_on_after_an_interrupt_and_saves_no_li
     assert reached < later[0] and later[-1] == EPOCHS
     kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
     assert kinds == {"stream", "execute_result", "display_data"}
-    shown = [o["data"] for c in cells for o in c["outputs"] if o["output_type"] == "display_data"]
-    assert all(set(data) > {"text/plain"} for data in shown if any(data.values()))
+    drawn = [o["data"] for c in cells for o in c["outputs"] if o["output_type"] == "display_data"]
+    assert all(set(data) > {"text/plain"} for data in drawn)

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
@@ -21,6 +20,7 @@ from affinity_lib.data.archives import Archive, fetch
 from affinity_lib.data.files import write_aside
 from affinity_lib.data.label_maps import write_labels
 from affinity_lib.data.layout import read_ids
+from affinity_lib.data.matfile import read_field
 from affinity_lib.data.progress import Progress
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.errors import InputError
@@ -146,15 +146,15 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
+    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            labels = loadmat(file, variable_names="GTcls")["GTcls"]["Segmentation"][0, 0]
+        labels = read_field(path.read_bytes(), "GTcls", "Segmentation")
         known = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 2 and labels.size > 0
         if not known or not np.isin(labels, [*range(len(VOC_CLASSES) + 1), VOID]).all():
             raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: unpack the whole of SBD") from error
-    except Exception as error:  # bytes that are no MATLAB file can raise anything
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a mask of SBD ({error}): unpack the data set again"
         ) from error
