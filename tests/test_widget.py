@@ -13,15 +13,14 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import playwright
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from scenes import Mean, draw_scenes
+from scenes import draw_walk
 
 from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
-from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.data.files import save_scores
 from affinity_lib.evaluation import image_miou
 from affinity_lib.plots import class_colors
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk
@@ -30,11 +29,12 @@ from affinity_lib.showing import widget
 from affinity_lib.showing.report import write_report
 from affinity_lib.showing.widget import WalkPicture, embedded
 from affinity_lib.stages.walk import Walk
-from affinity_lib.training.inputs import Inputs
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 OFFSETS = half_plane_offsets(5)
-NODE = shutil.which("node")
+NODE = shutil.which("node") or shutil.which(
+    "node", path=Path(playwright.__file__).parent / "driver"
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_node = pytest.mark.skipif(not NODE, reason="node is not installed")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
@@ -74,27 +74,14 @@ def walked_in_node(maps, affinity, offsets, beta: float, t: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory) -> Walk:
-    """A walk over scenes of two things, with CAMs of noise."""
-    folder = tmp_path_factory.mktemp("walk")
-    data = draw_scenes(folder / "data", 3)
-    for k, image_id in enumerate(data.ids("train")):
-        tags = data.tags(image_id)
-        maps = np.random.default_rng(k).random((len(tags), 6, 6))
-        save_scores(folder / "cams" / f"{image_id}.npz", tags, maps)
-    torch.manual_seed(0)
-    net = AffinityNet(Mean(), (4, 4, 4)).eval()
-    return Walk(net, Inputs(data, net.backbone), folder / "cams", OFFSETS, alpha=4)
-
-
-def image_of(walk: Walk) -> str:
-    """An image of two things."""
-    return max(walk.inputs.data.ids("train"), key=lambda i: len(walk.inputs.data.tags(i)))
+def scene(tmp_path_factory) -> tuple[Walk, str]:
+    """A walk, and an image of two things."""
+    return draw_walk(tmp_path_factory.mktemp("walk"))
 
 
 @pytest.fixture(scope="module")
-def picture(walk: Walk) -> WalkPicture:
-    return WalkPicture(walk, image_of(walk), beta=8, t=64)
+def picture(scene: tuple[Walk, str]) -> WalkPicture:
+    return WalkPicture.of(*scene, beta=8, t=64)
 
 
 @needs_node
@@ -130,16 +117,18 @@ def test_its_coefficients_are_the_librarys(t: int):
 @needs_node
 @pytest.mark.parametrize("alpha", [1, 16])
 @pytest.mark.parametrize("pooling", [False, True])
-def test_it_starts_where_the_librarys_walk_starts(walk: Walk, pooling: bool, alpha: float):
+def test_it_starts_where_the_librarys_walk_starts(scene, pooling: bool, alpha: float):
+    walk, image_id = scene
     own = Walk(walk.net, walk.inputs, walk.cams, OFFSETS, alpha, pooling=pooling)
-    data = WalkPicture(own, image_of(walk), beta=8, t=64).data
+    data = WalkPicture.of(own, image_id, beta=8, t=64).data
     found = np.array(in_node(f"plain(start(decode(given), {alpha}))", data))
-    _, expected = own.start(image_of(walk))
+    _, expected = own.start(image_id)
     np.testing.assert_allclose(found, expected.flatten(1), atol=1e-5)
 
 
 @needs_node
-def test_its_labels_and_their_iou_are_those_of_the_notebooks(walk: Walk, picture: WalkPicture):
+def test_its_labels_and_their_iou_are_those_of_the_notebooks(scene, picture: WalkPicture):
+    walk, image_id = scene
     expression = """(() => {
       const picture = decode(given);
       const T = transition(picture, given.beta);
@@ -148,8 +137,8 @@ def test_its_labels_and_their_iou_are_those_of_the_notebooks(walk: Walk, picture
       return { truth: [...picture.truth], labels: [...labels], scores: [...iou(picture.truth, labels)] };
     })()"""
     found = in_node(expression, picture.data)
-    mask = walk.inputs.data.mask(image_of(walk))
-    labels = walk.labels(image_of(walk), 8, 64)
+    mask = walk.inputs.data.mask(image_id)
+    labels = walk.labels(image_id, 8, 64)
     assert found["truth"] == mask.ravel().tolist()
     assert (np.array(found["labels"]) == labels.ravel()).mean() > 0.995
     own = np.array(found["labels"]).reshape(mask.shape)

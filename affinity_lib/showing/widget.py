@@ -45,23 +45,32 @@ class WalkPicture:
     files, it is a still picture.
 
     Args:
-        walk: what walks.
-        image_id: which image.
-        beta, t: of the run, see ``random_walk``.
+        data: what ``walk.js`` needs.
+        png: the still picture.
     """
 
-    def __init__(self, walk: Walk, image_id: str, beta: float, t: int) -> None:
+    def __init__(self, data: Mapping[str, Any], png: bytes) -> None:
+        self.data, self.png = data, png
+        self._widget = None
+
+    @classmethod
+    def of(cls, walk: Walk, image_id: str, beta: float, t: int) -> WalkPicture:
+        """The picture of a run's walk.
+
+        Args:
+            walk: what walks.
+            image_id: which image.
+            beta, t: of the run, see ``random_walk``.
+        """
         affinity = walk.affinity(image_id)
         before, after = (walk.walked(image_id, beta, s, affinity)[1][1:] for s in (0, t))
         gain = (after - before).flatten()  # it begins where the walk has raised a map most
         chosen, cell = divmod(int(gain.argmax()), before[0].numel())
         own = {"alpha": walk.alpha, "beta": beta, "t": t, "map": 1 + chosen, "cell": cell}
-        self.data = _data(walk, image_id, affinity) | own
-        self._png = _still(walk, image_id, affinity, own)
-        self._widget = None
+        return cls(_data(walk, image_id, affinity) | own, _still(walk, image_id, affinity, own))
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        png = base64.b64encode(self._png).decode()
+        png = base64.b64encode(self.png).decode()
         bundle = {"text/plain": "The walk of one image", "image/png": png, MIME: self.data}
         if has_reader() and find_spec("anywidget"):
             self._widget = self._widget or _widget(self.data)
