@@ -1,7 +1,7 @@
 // The random walk on one image, to be touched: Eq. 2, 11 and 12 of the paper in the browser.
 //
 // `render({ model, el })` is what anywidget asks for; a page has `mount(document)`. Both show a
-// "picture", which affinity_lib/showing/touch.py makes. Maps are flat arrays of height x width.
+// "picture", which affinity_lib/showing/widget.py makes. Maps are flat arrays of height x width.
 
 // ---- Arithmetic: no browser is needed for it ----------------------------------------------------
 
@@ -25,7 +25,7 @@ export function split(numbers, [height, width]) {
   return Array.from({ length: count }, (_, k) => numbers.subarray(k * size, (k + 1) * size));
 }
 
-/** A map at another size, bilinear, with the pixels' corners aligned as torch does by default. */
+/** A map at another size, bilinear, as torch's interpolate makes it by default. */
 export function resize(map, [height, width], [newHeight, newWidth]) {
   const places = (length, newLength) =>
     Array.from({ length: newLength }, (_, k) => {
