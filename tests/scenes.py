@@ -11,9 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from affinity_lib.affinity import half_plane_offsets
+from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones.base import Backbone
+from affinity_lib.data.files import save_scores
 from affinity_lib.data.layout import write_lists, write_tags
 from affinity_lib.data.voc import VOCData, write_labels
+from affinity_lib.stages.walk import Walk
+from affinity_lib.training.inputs import Inputs
 
 CLASSES = ("ball", "box", "cross")
 COLORS = np.array([[200, 60, 50], [60, 90, 210], [70, 180, 80]])
@@ -78,6 +83,19 @@ class Mean(Backbone):
     def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = F.avg_pool2d(self.gain(x), 4, ceil_mode=True)
         return mean, mean, mean
+
+
+def draw_walk(folder: Path) -> tuple[Walk, str]:
+    """A walk over scenes, with an untrained AffinityNet and CAMs of noise; and a scene of two."""
+    data = draw_scenes(folder / "data", 3)
+    for k, image_id in enumerate(data.ids("train")):
+        tags = data.tags(image_id)
+        maps = np.random.default_rng(k).random((len(tags), 6, 6))
+        save_scores(folder / "cams" / f"{image_id}.npz", tags, maps)
+    torch.manual_seed(0)
+    net = AffinityNet(Mean(), (4, 4, 4)).eval()
+    walk = Walk(net, Inputs(data, net.backbone), folder / "cams", half_plane_offsets(5), alpha=4)
+    return walk, max(data.ids("train"), key=lambda image_id: len(data.tags(image_id)))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

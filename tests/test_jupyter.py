@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -17,11 +18,13 @@ from threading import Thread
 import nbformat
 import papermill
 import pytest
+from scenes import draw_walk
 from tiny import TINY
 
 from affinity_lib.data.paths import find_root
 from affinity_lib.running import runner
 from affinity_lib.running.plan import make_plan
+from affinity_lib.showing.widget import WalkPicture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
@@ -134,14 +137,15 @@ class Page:
         return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.fixture
-def page(lab: str, lesson: Path, tmp_path: Path) -> Iterator[Page]:
+@contextmanager
+def opened(address: str, notebook: Path, profile: Path) -> Iterator[Page]:
+    """A notebook as a person opens it in a browser."""
     from playwright.sync_api import sync_playwright
 
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch_persistent_context(
-            tmp_path,
+            profile,
             executable_path=CHROMIUM,
             args=FLAGS,
             viewport={"width": 1000, "height": 12_000},  # all cells are drawn
@@ -149,10 +153,39 @@ def page(lab: str, lesson: Path, tmp_path: Path) -> Iterator[Page]:
     ):
         page = browser.pages[0]
         page.set_default_timeout(120_000)
-        page.goto(lab)
+        page.goto(address)
         page.get_by_text("| Idle").wait_for()
         page.locator(".jp-Notebook .jp-Cell").first.click()
-        yield Page(page, lesson)
+        yield Page(page, notebook)
+
+
+@pytest.fixture
+def page(lab: str, lesson: Path, tmp_path: Path) -> Iterator[Page]:
+    with opened(lab, lesson, tmp_path) as page:
+        yield page
+
+
+SHOW = """
+import json
+from pathlib import Path
+from affinity_lib.showing.widget import WalkPicture
+WalkPicture(json.loads(Path("walk.json").read_text()), Path("walk.png").read_bytes())
+""".strip()
+
+
+@pytest.fixture
+def walk_page(lab: str, lesson: Path, tmp_path: Path) -> Iterator[Page]:
+    """A notebook that shows a walk."""
+    pytest.importorskip("anywidget", reason="anywidget is not installed")
+    picture = WalkPicture.of(*draw_walk(tmp_path / "walk"), beta=8, t=64)
+    lesson.with_name("walk.json").write_text(json.dumps(picture.data))
+    lesson.with_name("walk.png").write_bytes(picture.png)
+    notebook = nbformat.read(lesson, as_version=4)
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (SHOW, "'below'")]
+    path = lesson.with_name("walk.ipynb")
+    nbformat.write(notebook, path)
+    with opened(lab.replace(lesson.name, path.name), path, tmp_path / "profile") as page:
+        yield page
 
 
 def texts(cells: list[dict]) -> str:
@@ -184,3 +217,17 @@ def test_a_lesson_shows_how_far_it_is_goes_on_after_an_interrupt_and_saves_no_tr
     assert kinds == {"stream", "execute_result", "display_data"}
     drawn = [o["data"] for c in cells for o in c["outputs"] if o["output_type"] == "display_data"]
     assert all(set(data) > {"text/plain"} for data in drawn)
+
+
+def test_a_walk_can_be_touched_and_what_is_saved_is_a_still_picture(walk_page: Page):
+    walk_page.run_all()
+    walk_page.wait_for("'below'")
+    photograph = walk_page.page.locator('canvas[data-panel="photograph"]')
+    photograph.click(position={"x": 2, "y": 2})
+    walk_page.wait_for(re.compile(r"Row 1 of 12, column 1 of 12"))
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):  # which leave the notebook's cell alone
+        photograph.press(key)
+    walk_page.wait_for(re.compile(r"Row 3 of 12, column 2 of 12"))
+    shown, _ = walk_page.saved()  # no state of a widget in the notebook's metadata, either
+    (output,) = shown["outputs"]
+    assert "image/png" in output["data"] and "state" not in json.dumps(output)

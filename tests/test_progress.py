@@ -303,6 +303,13 @@ def test_a_person_sees_each_loop_and_nothing_of_it_stays_among_a_cells_outputs()
     assert {text.split(":")[0] for text in seen} == {"training", "CAMs", "outer"}
 
 
+@pytest.mark.parametrize("person", [True, False])
+def test_a_notebook_knows_whether_a_person_runs_it(person):
+    asked = "from affinity_lib.data.progress import has_reader\nhas_reader()"
+    ((answer,),) = FrontEnd(asked, person=person).run()
+    assert answer["data"]["text/plain"] == str(person)
+
+
 def test_a_loop_in_the_cell_that_imports_it_takes_nothing_else_away():
     front_end = FrontEnd(f"print('before')\n{IMPORTS}\n{ALONE}", person=True)
     del front_end.nb.cells[0]

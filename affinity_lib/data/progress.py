@@ -120,11 +120,27 @@ def screen() -> Callable[[str], None] | None:
     """What shows a text in place of the one before; none for an empty one. None if nobody looks."""
     if value := os.environ.get(RUNNER):
         return _runners(value)
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if hasattr(shell, "kernel"):  # papermill, nbconvert and nbval cannot answer an input()
-        person = (shell.get_parent() or {}).get("content", {}).get("allow_stdin")
-        return _cell(shell) if person else None
+    shell = _shell()
+    if hasattr(shell, "kernel"):
+        return _cell(shell) if has_reader() else None
     return _terminal(sys.stderr.fileno(), "") if sys.stderr and sys.stderr.isatty() else None
+
+
+def has_reader() -> bool:
+    """Whether a person runs the cell that asks, in JupyterLab, Notebook 7 or VS Code.
+
+    Papermill, nbconvert and nbval, and with them the runner, cannot answer an ``input()``.
+
+    >>> has_reader()
+    False
+    """
+    shell = _shell()
+    message = shell.get_parent() if hasattr(shell, "kernel") else None
+    return bool(message and message.get("content", {}).get("allow_stdin"))
+
+
+def _shell() -> Any:
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 @cache

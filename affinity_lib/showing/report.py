@@ -22,14 +22,19 @@ from affinity_lib.evaluation import PAPER_TABLE1
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.results import beside_paper, load_results
 from affinity_lib.showing.gallery import gallery
+from affinity_lib.showing.widget import MIME, SCRIPT, embedded
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture from an executed notebook: PNG bytes, and what it shows as markdown."""
+    """A picture from an executed notebook: PNG bytes, and what it shows as markdown.
+
+    ``touched`` is what a browser needs to put the walk in its place, or None.
+    """
 
     png: bytes
     caption: str
+    touched: dict[str, Any] | None = None
 
     @property
     def is_wide(self) -> bool:
@@ -46,6 +51,11 @@ class Figure:
     def html(self) -> Markup:
         """The caption as HTML."""
         return Markup(markdown2html(self.caption) if self.caption else "")
+
+    @property
+    def block(self) -> Markup:
+        """The data of what takes its place."""
+        return embedded(self.touched) if self.touched else Markup()
 
 
 def write_report(run: Path) -> Path:
@@ -89,6 +99,7 @@ def write_report(run: Path) -> Path:
         note=note,
         cases=cases,
         stages=stages,
+        script=Markup(SCRIPT.read_text(encoding="utf-8")),
         provenance=json.dumps(_provenance(manifest), indent=2, ensure_ascii=False),
     )
     save_text(run / "index.html", page)
@@ -111,9 +122,9 @@ def figures(notebook: str | Path) -> list[Figure]:
         if not caption and after is not None and after.cell_type == "markdown":
             caption = after.source.strip().split("\n\n")[0]
         for output in cell.outputs:
-            png = output.get("data", {}).get("image/png")
-            if png:
-                found.append(Figure(base64.b64decode(png), caption))
+            data = output.get("data", {})
+            if png := data.get("image/png"):
+                found.append(Figure(base64.b64decode(png), caption, data.get(MIME)))
     return found
 
 
