@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 from nbformat import NotebookNode
 
@@ -28,12 +29,13 @@ def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def execute(notebook: NotebookNode, figures: bool = False) -> dict[str, Any]:
+def execute(notebook: NotebookNode) -> dict[str, Any]:
     """Run the code cells; the names that they leave."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for cell in notebook.cells:
-        if cell.cell_type == "code" and (figures or "figure" not in tags(cell)):
+        if cell.cell_type == "code":
             run(cell.source, names)
+    plt.close("all")
     return names
 
 
