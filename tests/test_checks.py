@@ -14,7 +14,7 @@ from traitlets.config import Config
 from affinity_lib import cam
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import image_miou, iou
+from affinity_lib.evaluation import confusion, image_miou, iou
 from affinity_lib.teaching import check, checking
 from affinity_lib.teaching.checking import EXERCISES
 from affinity_lib.teaching.exercise import Exercise, Property, close, has_stub
@@ -147,6 +147,7 @@ def small_matrix_power(W, beta):
 
 WRONG = {
     "0.1": [
+        (lambda truth, guess, c: iou(confusion(truth, guess, 3)), "one number"),
         (iou_of(lambda t, g, v: (t & g & v).sum() / ((t | g) & v).sum()), "in percent"),
         (iou_of(lambda t, g, v: 100 * (t & g).sum() / (t | g).sum()), "void pixels"),
         (iou_of(lambda t, g, v: 100 * (t & g & v).sum() / (t & v).sum()), "only the guess gives"),
@@ -157,6 +158,7 @@ WRONG = {
         ),
     ],
     "0.2": [
+        (iou, "one number"),
         (lambda m: np.nan_to_num(iou(m)).mean(), "has no IoU"),
         (lambda m: np.nanmean(iou(m)) / 100, "in percent"),
         (lambda m: 100 * np.trace(m) / m.sum(), "one voice"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from affinity_lib.evaluation import VOID, confusion, image_miou, iou
-from affinity_lib.teaching.exercise import Exercise, Property, unlike
+from affinity_lib.teaching.exercise import Exercise, Property, shape, unlike
 
 
 def _maps() -> list[dict[str, Any]]:
@@ -54,6 +54,7 @@ IOU = Exercise(
     "0.1",
     _maps,
     [
+        shape("one number"),
         unlike(
             "IoU is told in percent, from 0 to 100; yours is a fraction: multiply by 100",
             lambda c: c.want / 100,
@@ -105,11 +106,12 @@ MIOU = Exercise(
     "0.2",
     _matrices,
     [
+        shape("one number"),
         Property(
             "the result must be a finite number; yours is {}: a label that occurs nowhere has a "
             "union of 0 and must be left out",
-            lambda c: bool(c.got.isfinite().all()),
-            lambda c: c.got.flatten().tolist()[0],
+            lambda c: bool(c.got.isfinite()),
+            lambda c: float(c.got),
         ),
         unlike(
             "mIoU is told in percent; yours is a fraction: multiply by 100",
