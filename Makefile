@@ -1,8 +1,10 @@
-# `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT, ARGS, JOBS.
+# `make help` lists the targets. Settings: PYTHON, PROFILE, VOC_ROOT, ARGS, JOBS, N.
 # What makes the environment; empty: python3.12, python3.11 or python3, else a Python 3.12 of uv's.
 PYTHON ?=
 PROFILE ?= toy
 ARGS ?=
+# The lesson that make chapter prepares.
+N ?=
 # Processes that share the tests.
 JOBS ?= 2
 
@@ -15,7 +17,7 @@ unexport JUPYTER_PATH
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test long lab bench gpu notebooks lint
+.PHONY: help run chapter exercises test long lab bench gpu notebooks lint
 
 help:  ## list the targets
 	@echo 'Targets, with PROFILE=$(PROFILE):'
@@ -24,14 +26,21 @@ help:  ## list the targets
 run: $(READY)  ## execute the notebooks with a profile: make run PROFILE=photos VOC_ROOT=...
 	@$(BIN)/python -m affinity_lib run $(PROFILE) $(ARGS)
 
+chapter: $(READY)  ## make all that a lesson reads, to begin there: make chapter N=4
+	@$(BIN)/python -m affinity_lib run $(PROFILE) --before '$(N)' $(ARGS)
+
+exercises: $(READY)  ## make the exercises of the solutions; your answers are kept aside
+	@$(BIN)/python -m affinity_lib exercises
+
 test: $(READY)  ## check style, run the tests and every notebook
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(SPREAD) -m 'not long' tests $(ARGS)
-	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks $(ARGS)
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks/[0-9]*.ipynb $(ARGS)
 
 long: $(READY)  ## run the tests that take minutes: kills, Snakemake, the paper's profiles
 	@$(SPREAD) -m long tests $(ARGS)
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 20 notebooks/solutions $(ARGS)
 
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@$(BIN)/jupyter lab --allow-root notebooks
@@ -44,13 +53,14 @@ gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training s
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
 	rm -rf runs/toy
-	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/[0-9]*.ipynb \
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  notebooks/[0-9]*.ipynb notebooks/solutions/*.ipynb \
 	  --ExecutePreprocessor.timeout=-1 \
 	  --ExecutePreprocessor.record_timing=False \
 	  --ExecutePreprocessor.store_widget_state=False \
 	  --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{'kernelspec', ('language_info', 'name')}" \
-	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask="{'tags', 'caption'}"
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask="{'tags', 'caption', 'nbgrader'}"
 
 lint: $(READY)  ## check style and mend what can be mended
 	@$(BIN)/ruff check --fix .

@@ -40,13 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from affinity_lib.running.execution import StageFailed
-    from affinity_lib.running.plan import make_plan
+    from affinity_lib.running.plan import make_plan, notebooks_before
     from affinity_lib.running.settings import parse
 
     plan = make_plan(options.profile)
     given = parse(options.set)
     plan = plan.with_settings({name: one for name, (one, *more) in given.items() if not more})
     grid = {name: values for name, values in given.items() if len(values) > 1}
+    if options.before is not None and options.notebooks:
+        raise InputError("--before and --notebooks cannot be given together: leave out one")
+    if options.before is not None:
+        options.notebooks = notebooks_before(plan, options.before)
     try:
         if options.shard or options.until:
             return _part(options, plan, grid)
@@ -190,6 +194,16 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"The data set in VOC layout is in {options.out}")
 
 
+def _exercises(options: argparse.Namespace) -> None:
+    from affinity_lib.data.paths import find_root
+    from affinity_lib.teaching.generate import write_exercises
+
+    folder = find_root() / "notebooks"
+    for kept in write_exercises(folder):
+        print(f"Your answers are kept in {kept.relative_to(folder.parent)}")
+    print(f"The exercises are in {(folder / 'exercises').relative_to(folder.parent)}, all open")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m affinity_lib", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -212,6 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", default="", help="where to run, if not in runs/PROFILE")
     run.add_argument(
         "--notebooks", nargs="+", default=[], metavar="NN", help="only these, such as 03 04"
+    )
+    run.add_argument(
+        "--before", metavar="N", help="only those that come before notebook N: all that it reads"
     )
     run.add_argument(
         "--until",
@@ -258,6 +275,8 @@ def _parser() -> argparse.ArgumentParser:
 
     toy = command("toy", _toy, "draw the toy data set")
     toy.add_argument("out", type=Path, help="a folder to be made")
+
+    command("exercises", _exercises, "make the exercises of the solutions, with all answers out")
 
     own = command("convert", _convert, "bring your own images and tags into VOC layout")
     own.add_argument("images", type=Path, help="folder of the images")

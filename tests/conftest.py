@@ -21,6 +21,7 @@ settings.load_profile("project")
 torch.set_num_threads(1)
 
 LONG = (
+    "test_class",
     "test_fuzz",
     "test_jupyter",
     "test_kill",

@@ -15,7 +15,10 @@ PAPER = {
     *("cam", "affinity_labels", "affinity", "affinitynet", "random_walk", "segmentation_labels"),
     *("segmentation", "crf", "evaluation", "presets", "plots", "errors"),
 }
-ROOMS = ("paper", "data", "backbones", "training", "stages", "running", "showing", "__main__")
+ROOMS = (
+    *("paper", "data", "backbones", "training", "stages", "running", "showing", "teaching"),
+    "__main__",
+)
 """From the inside outwards: a room knows those before it and none after it."""
 
 OF_FILES = {"csv", "io", "json", "os", "pathlib", "shutil", "tempfile", "tqdm", "zipfile"}

@@ -85,3 +85,22 @@ def chosen_notebooks(plan: Plan, only: Sequence[str]) -> list[str]:
             )
         chosen |= {stem for stem in found if stem.startswith(f"{name}_")} or set(found)
     return [stem for stem in plan.notebooks if stem in chosen]
+
+
+def notebooks_before(plan: Plan, number: str) -> list[str]:
+    """The stems that come before a notebook, which make all that it reads.
+
+    Args:
+        plan: from :func:`make_plan`.
+        number: of the notebook, such as "4" or "04".
+
+    Raises:
+        InputError: there is no such notebook, or none before it.
+    """
+    if not number:
+        raise InputError("which notebook? Give its number, as in make chapter N=4 or --before 4")
+    (stem, *_) = chosen_notebooks(plan, [number.zfill(2)])
+    stems = list(plan.notebooks)
+    if stem == stems[0]:
+        raise InputError(f"{stem} reads nothing that another notebook makes: just open it")
+    return stems[: stems.index(stem)]

@@ -155,7 +155,8 @@ class Stage:
             stem = result.partition("/")[0]
             raise InputError(
                 f"{path} is missing: run notebooks/{stem}.ipynb with the profile {self.profile}, "
-                f"or python -m affinity_lib run {self.profile} --notebooks {stem[:2]}"
+                f"or make all that this notebook reads: python -m affinity_lib run {self.profile} "
+                f"--before {self.name.partition('_')[0]}"
             )
         self._inputs[result] = input_hash(self.path, result)
         return path
