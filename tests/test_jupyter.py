@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,24 +16,15 @@ from threading import Thread
 import nbformat
 import papermill
 import pytest
+from browser import CHROMIUM, FLAGS
 from tiny import TINY
 
 from affinity_lib.data.paths import find_root
 from affinity_lib.running import runner
 from affinity_lib.running.plan import make_plan
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 STEM = "01_class_activation_maps"
 EPOCHS = 200
 LINE = re.compile(r"training: +(\d+)%\|.*\d+/\d+ \[.*<.*image")
