@@ -120,7 +120,8 @@ def make(
 
 def test_make_lists_every_target_when_asked_for_help(tmp_path):
     shown = make(tmp_path, "help").stdout
-    for target in ("run", "test", "long", "lab", "bench", "gpu", "notebooks", "lint"):
+    targets = ("run", "test", "long", "lab", "bench", "gpu", "notebooks", "slides", "site", "lint")
+    for target in targets:
         assert f"make {target} " in shown
 
 

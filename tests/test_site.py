@@ -19,9 +19,10 @@ from affinity_lib.data.paths import find_root
 
 HERE = find_root() / "notebooks" / "site"
 sys.path.append(str(HERE))
-import build
 import figures
 import slides
+
+import build
 
 LESSONS = sorted(HERE.parent.glob("[0-9]*.ipynb"))
 PICTURE = new_output("display_data", {"image/png": "AAAA"})
@@ -68,7 +69,7 @@ def test_of_a_long_cell_the_output_is_shown():
     (slide,) = slides.slides(
         slides.blocks(new_notebook(cells=[new_markdown_cell("# A"), long, silent]))
     )
-    assert [cell.get("transient") for cell in slide] == [None, {"remove_source": True}]
+    assert [cell.metadata.get("tags") for cell in slide] == [None, [slides.HIDDEN]]
 
 
 def test_a_line_that_ends_in_a_colon_stays_with_what_it_announces():
@@ -172,11 +173,11 @@ def test_the_class_edition_has_the_exercises_and_no_solution(course, tmp_path):
 
 
 def test_every_module_of_the_library_has_its_place_in_the_reference():
-    pages = "\n".join(build.reference().values())
+    pages = "\n".join(build.reference(for_class=False).values())
     library = find_root() / "affinity_lib"
     for path in library.rglob("*.py"):
-        name = ".".join(path.relative_to(library).with_suffix("").parts)
-        assert path.stem in ("__init__", "__main__") or f"affinity_lib.{name}\n" in pages
+        name = ".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")
+        assert name.startswith("__") or f"affinity_lib.{name}\n" in pages, name
 
 
 def test_what_comes_from_npm_is_pinned_with_a_digest():

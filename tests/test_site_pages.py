@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import CHROMIUM, opened
+from browser import CHROMIUM, opened, served
 
 from affinity_lib.data.paths import find_root
 
@@ -74,7 +74,7 @@ def pages(site: Path) -> list[Path]:
 
 def test_every_slide_fits_a_projector_with_formulas_and_without_a_network(decks):
     wrong = {}
-    with opened(decks[0].parent, 1280, 720) as watched:
+    with opened(decks[0].parent.as_uri(), 1280, 720) as watched:
         page = watched.page
         for deck in decks:
             page.goto(deck.as_uri())
@@ -93,7 +93,7 @@ def test_every_slide_fits_a_projector_with_formulas_and_without_a_network(decks)
             left = page.evaluate(r"() => document.body.innerText.match(/\$[^$\n]+\$/g)")
             assert not formulas and not left and page.locator("mjx-container").count()
             assert watched.faults() == []
-    assert wrong == {}
+    assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
 
 
 def test_decks_are_one_a_lesson_and_leave_out_parameters_and_trainings(decks):
@@ -106,10 +106,10 @@ def test_decks_are_one_a_lesson_and_leave_out_parameters_and_trainings(decks):
 @pytest.mark.parametrize("width", [1400, 390])
 def test_every_page_is_whole_and_readable_and_asks_nobody_else(site, pages, width):
     wrong = {}
-    with opened(site, width, 900) as watched:
+    with served(site) as address, opened(address, width, 900) as watched:
         page = watched.page
         for path in pages:
-            page.goto(path.as_uri())
+            page.goto(f"{address}/{path.relative_to(site).as_posix()}")
             if page.locator(".math").count():
                 page.wait_for_function("() => window.MathJax?.startup?.promise")
                 page.evaluate("() => MathJax.startup.promise.then(() => null)")
@@ -125,7 +125,7 @@ def test_every_page_is_whole_and_readable_and_asks_nobody_else(site, pages, widt
             found += watched.faults()
             if found:
                 wrong[path.relative_to(site).as_posix()] = found
-    assert wrong == {}
+    assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
 
 
 class Links(HTMLParser):
@@ -162,8 +162,8 @@ def test_no_link_is_dead_and_every_picture_has_words(site, pages):
 
 
 def test_search_finds_chebyshev(site):
-    with opened(site, 1400, 900) as watched:
-        watched.page.goto((site / "search.html").as_uri() + "?q=Chebyshev")
+    with served(site) as address, opened(address, 1400, 900) as watched:
+        watched.page.goto(f"{address}/search.html?q=Chebyshev")
         watched.page.get_by_role("link", name=re.compile("Random walk")).first.wait_for()
         results = watched.page.locator("#search-results li").all_inner_texts()
     assert len(results) >= 2 and watched.faults() == []

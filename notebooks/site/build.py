@@ -26,15 +26,12 @@ ROOT = NOTEBOOKS.parent
 LINK = re.compile(r"(!?)\[((?:[^\]`]|`[^`]*`)*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 MARKER = re.compile(r"^\s*### (BEGIN|END) .*\n?", re.MULTILINE)
 
-PAPER = ["cam", "affinity_labels", "affinity", "affinitynet", "random_walk", "segmentation_labels", "segmentation", "crf", "evaluation", "presets", "plots", "errors"]
-ROOMS = {
-    "data": "Images, tags, lists and masks",
-    "backbones": "Backbones and their weights",
-    "training": "Samples, recipe, loop",
-    "stages": "The paper over a data set",
-    "running": "Settings, runs, sweeps",
-    "showing": "Tables, pages, masks",
-}
+ORDER = (
+    *("cam", "affinity_labels", "affinity", "affinitynet", "random_walk", "segmentation_labels"),
+    *("segmentation", "crf", "evaluation", "presets", "plots", "errors"),
+    *("data", "backbones", "training", "stages", "running", "showing"),
+)
+"""Of the library's modules and rooms, from the paper outwards; others follow."""
 
 
 def pages(for_class: bool) -> dict[Path, str]:
@@ -88,27 +85,31 @@ def notation() -> str:
     """The table of symbols and names, which the first lesson has."""
     first = nbformat.read(min(NOTEBOOKS.glob("00_*.ipynb")), as_version=4)
     text = "\n".join(cell.source for cell in first.cells if cell.cell_type == "markdown")
-    return "# Notation\n" + re.search(r"^## Notation$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    return (
+        "# Notation\n"
+        + re.search(r"^## Notation$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    )
 
 
-def reference() -> dict[str, str]:
-    """A page for each module of the paper and each room, filled from the docstrings."""
-    made = {f"api/{name}.md": module_page(name, [name]) for name in PAPER}
-    for room, about in ROOMS.items():
-        files = sorted((ROOT / "affinity_lib" / room).glob("*.py"))
-        names = [f"{room}.{path.stem}" for path in files if path.stem != "__init__"]
-        made[f"api/{room}.md"] = module_page(f"{room}: {about.lower()}", names)
+def reference(for_class: bool) -> dict[str, str]:
+    """A page for each module and each room of the library, filled from the docstrings."""
+    library = ROOT / "affinity_lib"
+    names = {path.stem for path in library.glob("[a-z]*.py")}
+    names |= {path.parent.name for path in library.glob("*/__init__.py")}
+    if for_class:
+        names.discard("teaching")  # it knows the answers
+    made = {}
+    for name in sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else 99, name)):
+        inside = [f"{name}.{path.stem}" for path in sorted(library.glob(f"{name}/[a-z]*.py"))]
+        parts = [f"# {name}", docstrings(name)]
+        parts += [f"## {module}\n\n{docstrings(module)}" for module in inside]
+        made[f"api/{name}.md"] = "\n\n".join(parts) + "\n"
     return made
 
 
-def module_page(title: str, modules: list[str]) -> str:
-    """A page of docstrings."""
-    parts = [f"# {title}"]
-    for name in modules:
-        heading = [f"## {name}"] * (len(modules) > 1)
-        directive = f"```{{eval-rst}}\n.. automodule:: affinity_lib.{name}\n   :members:\n```"
-        parts += [*heading, directive]
-    return "\n\n".join(parts) + "\n"
+def docstrings(module: str) -> str:
+    """Sphinx's word for those of a module."""
+    return f"```{{eval-rst}}\n.. automodule:: affinity_lib.{module}\n   :members:\n```"
 
 
 def toctree(caption: str, names: list[str]) -> str:
@@ -136,7 +137,7 @@ def gather(folder: Path, for_class: bool) -> None:
             nbformat.write(notebook, target)
         else:
             shutil.copy(source, target)
-    made = {"notation.md": notation()} | reference()
+    made = {"notation.md": notation()} | reference(for_class)
     (folder / "api").mkdir()
     for name, text in made.items():
         (folder / name).write_text(text, "utf-8")

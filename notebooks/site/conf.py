@@ -30,7 +30,7 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_context = {"default_mode": "light"}  # figures have white ground
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_domain_indices = False
 html_static_path = [str(ROOT / ".site/node_modules/mathjax/es5/tex-svg.js"), "site.css"]
 html_css_files = ["site.css"]
 mathjax_path = "tex-svg.js"

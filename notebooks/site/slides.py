@@ -19,6 +19,7 @@ from figures import CAPTION, describe
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
+from traitlets.config import Config
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / ".site" / "node_modules"
@@ -28,6 +29,9 @@ LONGEST_CODE = 12
 
 HEIGHT = 590
 """Pixels of a slide of 720 that are left below its title."""
+
+HIDDEN = "remove-input"
+"""Tag of a cell of which only the outputs are shown."""
 
 LEFT_OUT = {"parameters", "train", "per-image"}
 PLUMBING = re.compile(r"^stage(\.save\(| = Stage\()", re.MULTILINE)
@@ -123,7 +127,7 @@ def blocks(notebook: NotebookNode) -> Iterator[Block]:
             after_figure = "figure" in tags
             lines = cell.source.count("\n") + 1
             if after_figure or lines > LONGEST_CODE:
-                cell.transient = {"remove_source": True}
+                cell.metadata["tags"] = [HIDDEN]
                 lines = 0
             if not lines and not cell.outputs:
                 after_figure = False
@@ -176,10 +180,10 @@ def deck(notebook: NotebookNode) -> NotebookNode:
     cells = []
     for slide in slides(blocks(notebook)):
         for number, cell in enumerate(slide):
-            cell = NotebookNode(cell | {"metadata": NotebookNode(cell.metadata)})
-            cell.metadata.slideshow = {"slide_type": "-" if number else "slide"}
+            about = cell.metadata | {"slideshow": {"slide_type": "-" if number else "slide"}}
+            cell = NotebookNode(cell | {"id": f"cell-{len(cells)}", "metadata": about})
             if cell.cell_type == "code":
-                cell.outputs = [merged for merged in together(cell.outputs)]
+                cell.outputs = list(together(cell.outputs))
             cells.append(cell)
     return NotebookNode(notebook | {"cells": cells})
 
@@ -199,6 +203,7 @@ def export(notebook: NotebookNode, title: str) -> str:
         extra_template_basedirs=[str(HERE)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,
+        config=Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": {HIDDEN}}),
     )
     parts = {
         "reveal_css": "reveal.js/dist/reveal.css",
