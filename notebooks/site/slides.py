@@ -100,7 +100,7 @@ def output_height(output: NotebookNode) -> float:
     return 25 * (output.get("text", "") or data.get("text/plain", "")).count("\n") + 60
 
 
-def without_links_to_files(text: str) -> str:
+def linked_to_decks(text: str) -> str:
     """Links to other lessons lead to their decks."""
     return re.sub(r"\]\((\d\d_\w+)\.ipynb(#[^)]*)?\)", r"](\1.html)", text)
 
@@ -117,7 +117,7 @@ def blocks(notebook: NotebookNode) -> Iterator[Block]:
                     kind = "heading" if re.match("#+ ", part) else "text"
                     if after_figure and CAPTION.fullmatch(part):
                         kind = "caption"
-                    cell = new_markdown_cell(without_links_to_files(part))
+                    cell = new_markdown_cell(linked_to_decks(part))
                     yield Block(cell, text_height(part), kind)
                     after_figure = False
         elif cell.cell_type == "code":
