@@ -18,6 +18,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True  # attributes stand in the text of their class, once
 default_role = "py:obj"
 
 html_theme = "sphinx_book_theme"
