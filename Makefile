@@ -10,6 +10,7 @@ JOBS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
+SITE := .site/.ready
 # The kernel of this environment comes before a python3 kernel in the home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
@@ -17,7 +18,7 @@ unexport JUPYTER_PATH
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run chapter exercises test long lab bench gpu notebooks lint
+.PHONY: help run chapter exercises test long lab bench gpu notebooks slides site lint
 
 help:  ## list the targets
 	@echo 'Targets, with PROFILE=$(PROFILE):'
@@ -62,10 +63,26 @@ notebooks: $(READY)  ## re-execute the committed notebooks in place, from an emp
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{'kernelspec', ('language_info', 'name')}" \
 	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask="{'tags', 'caption', 'nbgrader'}"
 
+slides: $(SITE)  ## make a deck of each lesson, in build/slides
+	@$(BIN)/python notebooks/site/slides.py build/slides
+
+site: $(SITE)  ## build the web site in build/site: ARGS=--class leaves the solutions out
+	@.site/bin/python notebooks/site/build.py build/site $(ARGS)
+	@echo build/site/index.html
+
 lint: $(READY)  ## check style and mend what can be mended
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 $(READY): pyproject.toml constraints.txt
 	@sh .ci/environment '$(PYTHON)'
+	@touch $@
+
+# Sphinx wants an older docutils than the rest; reveal.js, MathJax and axe-core come from npm.
+$(SITE): $(addprefix notebooks/site/,requirements.txt package.json package-lock.json) | $(READY)
+	@command -v npm >/dev/null || { echo 'npm is needed for slides and site: install it (Debian, Ubuntu: npm)' >&2; exit 1; }
+	@$(BIN)/python -m venv --clear .site
+	@.site/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/site/requirements.txt
+	@cp notebooks/site/package.json notebooks/site/package-lock.json .site
+	@npm ci --prefix .site --silent --ignore-scripts --no-audit --no-fund
 	@touch $@

@@ -70,7 +70,7 @@ def half_plane_offsets(gamma: float = 5) -> Tensor:
 
 
 def affinities(features: Tensor, offsets: Tensor, reduction: str = "sum") -> Tensor:
-    """W = exp(-|F(x_i, y_i) - F(x_j, y_j)|_1) for every pair of neighbours (Eq. 3).
+    """W = exp(-||F(x_i, y_i) - F(x_j, y_j)||) for every pair of neighbours, the L1 norm (Eq. 3).
 
     Differentiable; the memory does not grow with the product of channels and offsets.
 

@@ -25,6 +25,7 @@ LONG = (
     "test_fuzz",
     "test_jupyter",
     "test_kill",
+    "test_site_pages",
     "test_snakemake",
     "test_steps",
     "test_voc12_chain",

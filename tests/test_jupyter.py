@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from threading import Thread
 import nbformat
 import papermill
 import pytest
+from browser import CHROMIUM, FLAGS
 from scenes import draw_walk
 from tiny import TINY
 
@@ -26,18 +26,8 @@ from affinity_lib.running import runner
 from affinity_lib.running.plan import make_plan
 from affinity_lib.showing.widget import WalkPicture
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 STEM = "01_class_activation_maps"
 EPOCHS = 200
 LINE = re.compile(r"training: +(\d+)%\|.*\d+/\d+ \[.*<.*image")
