@@ -198,3 +198,23 @@ def test_every_equation_of_the_paper_stands_in_a_notebook_and_is_asserted():
         asserts = [c for c in code(notebook) if re.search(r"assert", c.source)]
         assert asserts or stem.startswith(("00", "05")), stem
     assert told >= set(range(1, 13)), sorted(set(range(1, 13)) - told)
+
+
+def test_two_questions_are_asked_before_their_answers_are_shown(notebook):
+    asked = [k for k, c in enumerate(notebook.cells) if c.source.startswith("**Predict first.**")]
+    assert len(asked) == 2
+    for k in asked:
+        assert notebook.cells[k + 1].cell_type == "code"
+        asked_for, _, answer = notebook.cells[k].source.partition("\n\n<details>\n<summary>")
+        assert "?" in asked_for and answer.endswith("\n\n</details>")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_lesson_tells_what_it_wants_and_links_both_ways_at_both_ends(stem):
+    cells, place = read(stem).cells, STEMS.index(stem)
+    for row in ("| know |", "| read |", "| computes |", "| exercises |"):
+        assert row in cells[0].source
+    for end in (cells[0].source, cells[-1].source):
+        assert f"(exercises/{stem}.ipynb)" in end
+        assert all(f"({STEMS[k]}.ipynb)" in end for k in (place - 1, place + 1) if 0 <= k < 7)
+    assert (f"`make chapter N={place}`" in cells[0].source) == (place >= 2)
