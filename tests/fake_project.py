@@ -31,7 +31,7 @@ stage.save(numbers | {"note": config.beta})
 """
 LEARN = """
 _ = stage.input("01_walk/walked")
-stage.save({"segmentation": {"val": 40.0 + config.beta}, "per_class": {"rw": {"dog": 60.0}}})
+stage.save({"segmentation": {"val": 40.0 + config.beta}, "per_class": {"cam": {"dog": 60.0}}})
 """
 FIGURE = """
 import base64, struct, zlib

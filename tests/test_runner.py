@@ -96,7 +96,7 @@ def test_results_merge_the_metrics_of_all_stages(finished):
         "settings": {},
         "table1": {"cam": 48.25, "rw": 52.0},
         "segmentation": {"val": 48.0},
-        "per_class": {"rw": {"cat": 51.0, "dog": 60.0}},
+        "per_class": {"rw": {"cat": 51.0}, "cam": {"dog": 60.0}},
         "skipped": [],
         "details": {"01_walk": {"note": 8.0}},
     }

@@ -24,6 +24,7 @@ from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
 from affinity_lib.evaluation import image_miou
 from affinity_lib.plots import class_colors
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk
+from affinity_lib.running.manifest import FORMAT
 from affinity_lib.running.results import save_results
 from affinity_lib.showing import widget
 from affinity_lib.showing.report import write_report
@@ -201,7 +202,8 @@ def report(tmp_path_factory, picture: WalkPicture) -> Path:
     (run / stem / "metrics.json").write_text("{}")
     record = {"state": "done", "key": {"settings": {}, "inputs": {}}, "seconds": 1.0}
     record |= {"steps": {}, "ended": "2026-01-02T03:04:05+00:00", "artifacts": {}, "notebook": {}}
-    save_results(run, "tiny", {"stages": {stem: record}, "settings": {}}, [])
+    manifest = {"format": FORMAT, "stages": {stem: record}, "settings": {}}
+    save_results(run, "tiny", manifest, [])
     return write_report(run)
 
 
