@@ -33,7 +33,7 @@ def show(
     titles: Sequence[str] = (),
     names: Sequence[str] = (),
     row_titles: Sequence[str] = (),
-    size: float = 2.0,
+    size: float = 1.75,
 ) -> Figure:
     """A grid of pictures, each drawn as what it is.
 

@@ -165,12 +165,12 @@ def test_the_runner_asks_before_the_first_stage(tmp_path, monkeypatch):
 def test_a_trained_network_that_is_missing_is_asked_for_and_one_that_is_there_needs_no_weights(
     tmp_path,
 ):
-    values = make_plan("toy").values
-    (found,) = problems(values | {"cam_network": "nowhere.pth"})
+    (found,) = problems({"cam_network": "nowhere.pth"})
     assert found.startswith("cam_network nowhere.pth is missing: put the file at ")
     (tmp_path / "net.pth").touch()
     given = {"weights": "nowhere.params", "cam_network": str(tmp_path / "net.pth")}
     plan = make_plan("toy").with_settings(given)
-    check(plan, ["01_class_activation_maps"], {}, tmp_path / "run")
+    preflight.check(plan, ["01_class_activation_maps"], {}, tmp_path / "run")
     with pytest.raises(InputError, match=r"weights nowhere\.params is missing"):
-        check(plan, ["01_class_activation_maps", "03_affinitynet"], {}, tmp_path / "run")
+        stems = ["01_class_activation_maps", "03_affinitynet"]
+        preflight.check(plan, stems, {}, tmp_path / "run")
