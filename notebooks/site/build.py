@@ -29,7 +29,7 @@ MARKER = re.compile(r"^\s*### (BEGIN|END) .*\n?", re.MULTILINE)
 ORDER = (
     *("cam", "affinity_labels", "affinity", "affinitynet", "random_walk", "segmentation_labels"),
     *("segmentation", "crf", "evaluation", "presets", "plots", "errors"),
-    *("data", "backbones", "training", "stages", "running", "showing"),
+    *("data", "backbones", "training", "stages", "running", "showing", "teaching"),
 )
 """Of the library's modules and rooms, from the paper outwards; others follow."""
 
@@ -76,6 +76,7 @@ def solved(exercise: NotebookNode, solution: NotebookNode) -> list[NotebookNode]
                 full = new_markdown_cell(text)
             else:
                 full.metadata["tags"] = [*full.metadata.get("tags", []), "hide-input"]
+                full.id += "-solved"
                 full.metadata["mystnb"] = {"code_prompt_show": "Show a solution"}
         cells.append(full)
     return cells
@@ -124,7 +125,8 @@ def gather(folder: Path, for_class: bool) -> None:
         target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
-            target.write_text(with_links(source.read_text("utf-8"), source, places), "utf-8")
+            text = with_links(source.read_text("utf-8"), source, places)
+            target.write_text(text.replace("```mermaid", "```text"), "utf-8")  # drawn by code hosts
         elif source.suffix == ".ipynb":
             notebook = nbformat.read(source, as_version=4)
             if source.parent.name == "solutions":

@@ -14,6 +14,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 nb_execution_mode = "off"  # the outputs are those of the committed notebooks
 nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # the walk that can be touched stays a picture
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
