@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lessons import FOLDER, STEMS, read, role, solutions_of
+from exercise_books import FOLDER, STEMS, read, role, solutions_of
 
 from affinity_lib.data.paths import find_root
 

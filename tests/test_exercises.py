@@ -7,7 +7,7 @@ import shutil
 
 import nbformat
 import pytest
-from lessons import FOLDER, STEMS, execute, read, role, solutions_of, tags
+from exercise_books import FOLDER, STEMS, execute, read, role, solutions_of, tags
 
 from affinity_lib.errors import InputError
 from affinity_lib.running import manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lessons import FOLDER, STEMS, read, role
+from exercise_books import FOLDER, STEMS, read, role
 
 import affinity_lib
 
