@@ -145,7 +145,7 @@ def opened(address: str, notebook: Path, profile: Path) -> Iterator[Page]:
         page.set_default_timeout(120_000)
         page.goto(address)
         page.get_by_text("| Idle").wait_for()
-        page.locator(".jp-Notebook .jp-Cell").first.click()
+        page.locator(".jp-Notebook .jp-Cell:visible").first.click()
         yield Page(page, notebook)
 
 
