@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import Backbone, build_backbone, freeze
 from affinity_lib.backbones.weights import fill_backbone, load_network, read_weights
@@ -53,14 +55,20 @@ def segmentation_network(
     return SegmentationNet(backbone, num_classes, width, dilation)
 
 
-def load_trained(network: CAMNet | AffinityNet, path: str | Path) -> None:
-    """Fill a whole network from the file of one that is trained already, and end its training.
+def load_trained(
+    network: CAMNet | AffinityNet, path: str | Path, device: torch.device | str = "cpu"
+) -> list[float]:
+    """Fill a whole network from the file of one that is trained already, in place of its training.
 
     Args:
-        network: changed in place, and in ``eval`` mode afterwards.
+        network: changed in place, brought to ``device``, and in ``eval`` mode afterwards.
         path: a network that an earlier run saved, or a checkpoint of AffinityNet's authors
             (``resnet38_cls``, ``vgg16_cls``, ``resnet38_aff`` or ``vgg16_aff``, in the preset
             "released").
+        device: where to compute.
+
+    Returns:
+        The losses of its training, as ``fit`` gives them: none.
 
     Raises:
         InputError: the file cannot be read, or is of a network with other layers or classes.
@@ -71,9 +79,11 @@ def load_trained(network: CAMNet | AffinityNet, path: str | Path) -> None:
         layer, _, kind = name.rpartition(".")
         if layer in AUTHORS_LAYERS:
             found[f"{AUTHORS_LAYERS[layer]}.{kind}"] = value
-    network.eval()
+    network.to(device).eval()
+    print(f"nothing is trained: the network is that of {path}")
     if not found:
-        return load_network(network, path)
+        load_network(network, path)
+        return []
     wanted = {k: v for k, v in network.state_dict().items() if not k.startswith("backbone.")}
     for name, value in wanted.items():
         theirs = found.get(name)
@@ -90,7 +100,7 @@ def load_trained(network: CAMNet | AffinityNet, path: str | Path) -> None:
     if missing := fill_backbone(network.backbone, tensors, str(path)):
         raise InputError(f"{path} has no {missing[0]} of the backbone: {_OTHER_NETWORK}")
     network.load_state_dict(found, strict=False)
-    return None
+    return []
 
 
 def recipe(config: Any, network: str) -> Recipe:
