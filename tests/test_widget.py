@@ -307,6 +307,8 @@ def test_every_setting_changes_the_map_the_labels_and_the_iou_until_they_are_put
 @needs_chromium
 def test_the_page_fits_a_telephone_and_speaks_to_screen_readers(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ends = [page.locator(part).bounding_box() for part in (".walk", ".walk table")]
+    assert ends[1]["x"] + ends[1]["width"] <= ends[0]["x"] + ends[0]["width"]
     images = page.get_by_role("img").all()
     assert len(images) == 7 and all(image.get_attribute("aria-label") for image in images)
     chooser = page.get_by_role("application", name="arrow keys")

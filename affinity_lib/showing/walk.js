@@ -196,7 +196,6 @@ const STYLE = `
     margin: .7rem 0 .4rem; }
   h3 { margin: 0; font-size: 1rem; }
   .panels { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .6rem; }
-  @container (max-width: 36rem) { .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
   figure { margin: 0; }
   canvas { display: block; width: 100%; cursor: crosshair; touch-action: manipulation; }
   :focus-visible { outline: 3px solid #0b5394; outline-offset: 2px; }
@@ -204,6 +203,10 @@ const STYLE = `
   table { margin: .6rem 0; border-collapse: collapse; }
   th, td { padding: .2rem 0 .2rem 1rem; border-bottom: 1px solid #e8ebef; text-align: right;
     font-weight: normal; font-variant-numeric: tabular-nums; }
+  @container (max-width: 36rem) {
+    .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+    th, td { padding-left: .4rem; }
+  }
   th:first-child { padding-left: 0; text-align: left; white-space: nowrap; }
   i { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border: 1px solid; }
 `;
