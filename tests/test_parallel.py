@@ -214,8 +214,8 @@ def test_on_an_idle_machine_a_training_keeps_its_threads(machine):
 
 def test_a_training_leaves_cores_to_busy_processes_and_takes_them_back(machine):
     two = machine(2)
-    assert two.steps(12, others=1) == [2] * 2 + [1] * 10
-    assert two.steps(12, others=0) == [1] * 2 + [2] * 10
+    assert two.steps(20, others=1) == [2] * 10 + [1] * 10
+    assert two.steps(20, others=0) == [1] * 10 + [2] * 10
 
 
 @pytest.mark.parametrize(("others", "threads"), [(1, [16, 15]), (8, [16, 10, 8]), (40, [16, 4, 1])])

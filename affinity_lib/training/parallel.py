@@ -33,7 +33,7 @@ _ON_THE_GPU = Lock()
 
 # How a training shares the cores with others: after so many seconds it looks how long its threads had
 # to wait for a core. Above this share of the time some of them rest.
-_WINDOW, _TAKEN = 1.0, 0.3
+_WINDOW, _TAKEN = 5.0, 0.3
 
 
 def map_images(
