@@ -57,12 +57,17 @@ class Watched:
         self._faults: list[str] = []
         page.on("request", self._on_request)
         page.on("requestfailed", lambda request: self._faults.append(f"failed: {request.url}"))
+        page.on("response", self._on_response)
         page.on("pageerror", lambda error: self._faults.append(f"error: {error}"))
         page.on("console", self._on_console)
 
     def _on_request(self, request) -> None:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self._faults.append(f"asked for {request.url}")
+
+    def _on_response(self, response) -> None:
+        if response.status >= 400:
+            self._faults.append(f"{response.status}: {response.url}")
 
     def _on_console(self, message) -> None:
         if message.type == "error":

@@ -34,5 +34,6 @@ html_theme_options = {
 html_context = {"default_mode": "light"}  # figures have white ground
 html_copy_source = html_show_sourcelink = html_domain_indices = False
 html_static_path = [str(ROOT / ".site/node_modules/mathjax/es5/tex-svg.js"), "site.css"]
+html_favicon = "icon.svg"
 html_css_files = ["site.css"]
 mathjax_path = "tex-svg.js"
