@@ -143,7 +143,7 @@ def opened(address: str, notebook: Path, profile: Path) -> Iterator[Page]:
     ):
         page = browser.pages[0]
         page.set_default_timeout(120_000)
-        page.goto(address)
+        page.goto(f"{address}?reset")  # not what another test had open
         page.get_by_text("| Idle").wait_for()
         page.locator(".jp-Notebook .jp-Cell:visible").first.click()
         yield Page(page, notebook)
