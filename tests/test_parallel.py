@@ -226,9 +226,13 @@ def test_a_training_leaves_as_many_cores_as_others_take(machine, others, threads
 
 def test_a_training_has_its_threads_back_after_it():
     before = torch.get_num_threads()
-    with SpareCores():
-        torch.set_num_threads(1)
-    assert torch.get_num_threads() == before
+    try:
+        torch.set_num_threads(2)
+        with SpareCores():
+            torch.set_num_threads(1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_training_on_one_thread_tries_no_other(machine):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from affinity_lib.data.files import load_scores
 from affinity_lib.errors import InputError
+from affinity_lib.running import runner
 from affinity_lib.running.settings import resolve
 from affinity_lib.running.stage import Config
 from affinity_lib.training.networks import (
@@ -61,15 +65,26 @@ def test_a_network_of_other_classes_or_kind_is_refused(tmp_path):
     file = authors_checkpoint(cams, cams.backbone.state_dict())
     torch.save(file, tmp_path / "cls.pth")
     with pytest.raises(
-        InputError, match=r"classifier.weight is \(20, 4096\) in it and \(5, 4096\)"
+        InputError, match=r"classifier.weight is \(20, 4096\) in the file and \(5, 4"
     ):
         load_trained(cam_network(config, 5, ""), tmp_path / "cls.pth")
-    with pytest.raises(InputError, match="convs.0.weight is not in it"):
+    with pytest.raises(InputError, match="convs.0.weight is missing in the file"):
         load_trained(affinity, tmp_path / "cls.pth")
     file["module.f9.weight"] = torch.zeros(1)
     torch.save(file, tmp_path / "both.pth")
-    with pytest.raises(InputError, match="has convs.3.weight, which this network has not"):
+    with pytest.raises(InputError, match="convs.3.weight is .* and missing in the network"):
         load_trained(cams, tmp_path / "both.pth")
+
+
+def test_a_broken_head_is_refused_before_anything_is_said(tmp_path, capsys):
+    config = Config(resolve("voc12-released", {"weights": ""}))
+    net = affinity_network(config, "")
+    file = authors_checkpoint(net, net.backbone.state_dict())
+    file["module.f9.weight"][0] = torch.nan
+    torch.save(file, tmp_path / "aff.pth")
+    with pytest.raises(InputError, match=r"has NaN or infinity in convs\.3\.weight"):
+        load_trained(net, tmp_path / "aff.pth")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_network_of_an_earlier_run_is_taken(tmp_path):
@@ -81,3 +96,24 @@ def test_a_network_of_an_earlier_run_is_taken(tmp_path):
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
     assert not second.training
+
+
+def test_a_run_with_trained_networks_trains_neither_and_makes_the_same(tiny_run, tmp_path):
+    run, plan = tiny_run
+    files = {
+        "cam_network": run / "01_class_activation_maps" / "network" / "network.safetensors",
+        "affinity_network": run / "03_affinitynet" / "network" / "network.safetensors",
+    }
+    plan = plan.with_settings({name: str(file) for name, file in files.items()})
+    other = runner.execute(plan, tmp_path / "run", only=["00", "01", "02", "03", "04"])
+    for stem, file in zip(
+        ("01_class_activation_maps", "03_affinitynet"), files.values(), strict=True
+    ):
+        executed = (other / "notebooks" / f"{stem}.ipynb").read_text(encoding="utf-8")
+        assert f"nothing is trained: the network is that of {file}" in executed
+        assert json.loads((other / stem / "metrics.json").read_text())["history"] == []
+        assert not (other / stem / "network" / "checkpoint.pt").exists()
+    for walked in sorted((run / "04_random_walk" / "walked").glob("*.npz")):
+        made = other / "04_random_walk" / "walked" / walked.name
+        for one, two in zip(load_scores(made), load_scores(walked), strict=True):
+            assert (one == two).all()

@@ -114,18 +114,32 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     ...     safetensors.torch.save_file(nn.Linear(8, 5).state_dict(), file)
     ...     load_network(nn.Linear(8, 5), file)
     """
-    found, wanted = read_weights(path), network.state_dict()
-    for name in [*wanted, *found]:
-        theirs, ours = (tuple(t[name].shape) if name in t else "missing" for t in (found, wanted))
+    fill_network(network, read_weights(path), str(path))
+
+
+def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill a whole network from tensors by name, as ``load_network`` does from a file.
+
+    Args:
+        network: changed in place, and only when every tensor fits.
+        tensors: by the network's own names.
+        source: where they are from, for the message.
+
+    Raises:
+        InputError: see ``load_network``.
+    """
+    wanted = network.state_dict()
+    for name in [*wanted, *tensors]:
+        theirs, ours = (tuple(t[name].shape) if name in t else "missing" for t in (tensors, wanted))
         if theirs != ours:
             raise InputError(
-                f"{path} does not fit {type(network).__name__}: {name} is {theirs} in the file and "
-                f"{ours} in the network; set classes and widths as they were in its training, or "
-                "train it again"
+                f"{source} does not fit {type(network).__name__}: {name} is {theirs} in the file "
+                f"and {ours} in the network; set preset, classes and widths as they were in its "
+                "training, or train it again"
             )
-        if found[name].is_floating_point() and not found[name].isfinite().all():
-            raise InputError(f"{path} has NaN or infinity in {name}; train it again")
-    network.load_state_dict(found)
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
+            raise InputError(f"{source} has NaN or infinity in {name}; train it again")
+    network.load_state_dict(tensors)
 
 
 def fill_backbone(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from affinity_lib.backbones.weights import load_network
 from affinity_lib.cam import with_background
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.files import load_scores, write_aside
+from affinity_lib.data.files import load_scores, save_text
 from affinity_lib.errors import InputError
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.settings import KINDS, resolve
@@ -71,9 +71,8 @@ def tune(run: Path, count: int = 48, show: Callable[[str], Any] = print) -> Path
         show("The walk is tuned after notebook 3.")
     path = run / "tuned.yaml"
     lines = [f"# Chosen with the masks of {len(ids)} training images of {run.name}."]
-    lines += [f"{name}: {value:g}" for name, value in found.items()]
-    with write_aside(path) as aside:
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += [f"{name}: {value}" for name, value in found.items()]
+    save_text(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -97,7 +96,7 @@ def _walk(
     pad_to = config.affinity_stride if config.walk_pooling else 1
     inputs = stage.inputs(net.backbone, "affinity", pad_to)
     walk = Walk.of(config, net, inputs, cams)
-    betas = [round(config.beta * factor) for factor in (0.5, 0.7, 1, 1.4, 2)]
+    betas = [float(f"{config.beta * factor:.2g}") for factor in (0.5, 0.7, 1, 1.4, 2)]
     steps = sorted({64, 256, config.t})
     alphas = tuning.ALPHAS[2:]
     mious = tuning.try_walks(walk, ids, alphas, betas, steps)
@@ -108,7 +107,7 @@ def _walk(
         )
     )
     show(f"\nmIoU after the walk, t = {t}:\n")
-    heads = ["alpha", *(f"beta {value}" for value in betas)]
+    heads = ["alpha", *(f"beta {value:g}" for value in betas)]
     chosen = mious[:, :, steps.index(t)]
     show(_table(heads, ([a, *row] for a, row in zip(alphas, chosen, strict=True))))
 
@@ -146,9 +145,9 @@ def _crfs(
     config, now = stage.config, crf_settings(stage.config, prefix)
     tried = [
         CRFSettings(
-            bilateral_sxy=round(now.bilateral_sxy * width),
+            bilateral_sxy=float(f"{now.bilateral_sxy * width:.2g}"),
             bilateral_srgb=now.bilateral_srgb,
-            bilateral_compat=round(now.bilateral_compat * weight, 1),
+            bilateral_compat=float(f"{now.bilateral_compat * weight:.2g}"),
             iterations=now.iterations,
         )
         for width, weight in _CRFS

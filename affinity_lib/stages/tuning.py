@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from affinity_lib.affinity_labels import trusted
-from affinity_lib.cam import resize, to_labels, with_background
-from affinity_lib.crf import CRFSettings, PairwiseCRF
+from affinity_lib.affinity_labels import confidences, refined, trusted
+from affinity_lib.cam import resize, to_labels
+from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID, confusion, iou
@@ -134,7 +134,7 @@ def try_crfs(
         (C, number of exponents) mIoU in percent.
     """
     jobs = [(image_id, [of[image_id] for of in maps.values()]) for image_id in ids]
-    job = partial(_refined, data, settings, crf_scale)
+    job = partial(_confusions, data, settings, crf_scale)
     return _mious(sum(map_images(job, jobs, what="dCRFs")))
 
 
@@ -142,28 +142,25 @@ def _trusted_pixels(data, cams, crf, crf_scale, alphas, image_id) -> np.ndarray:
     """Pixels that are right, trusted, and all, for each pair of exponents, (3, A, A)."""
     tags, maps = load_scores(cams / f"{image_id}.npz")
     image, truth = _at(data, image_id, crf_scale)
-    refine, maps = PairwiseCRF(image, crf), resize(torch.from_numpy(maps), truth.shape)
-    refined = [torch.from_numpy(refine(with_background(maps, a).numpy())) for a in alphas]
+    scores = confidences(image, torch.from_numpy(maps), alphas, crf)
     counts, known = np.zeros((3, len(alphas), len(alphas)), dtype=np.int64), truth != VOID
     for i, j in product(range(len(alphas)), repeat=2):
         if i < j:
-            labels = trusted(torch.stack([refined[i], refined[j]]), tags).numpy()
+            labels = trusted(scores[[i, j]], tags).numpy()
             kept = known & (labels != VOID)
             counts[:, i, j] = (kept & (labels == truth)).sum(), kept.sum(), known.sum()
     return counts
 
 
-def _refined(data, settings, crf_scale, job) -> np.ndarray:
+def _confusions(data, settings, crf_scale, job) -> np.ndarray:
+    """A confusion matrix for each dCRF and each of some maps of an image, (C, A, L, L)."""
     image_id, maps = job
     image, truth = _at(data, image_id, crf_scale)
-    tags = data.tags(image_id)
-    totals = []
-    for each in settings:
-        refine = PairwiseCRF(image, each)
-        scores = (resize(torch.from_numpy(one), truth.shape) for one in maps)
-        labels = (to_labels(torch.from_numpy(refine(one.numpy())), tags).numpy() for one in scores)
-        totals.append([confusion(truth, one, len(data.classes) + 1) for one in labels])
-    return np.array(totals)
+    tags, scores = data.tags(image_id), [torch.from_numpy(one) for one in maps]
+    labels = [[to_labels(one, tags) for one in refined(image, scores, each)] for each in settings]
+    return np.array(
+        [[confusion(truth, one.numpy(), len(data.classes) + 1) for one in row] for row in labels]
+    )
 
 
 def _mious(matrices: np.ndarray) -> np.ndarray:

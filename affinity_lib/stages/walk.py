@@ -59,11 +59,9 @@ class Walk:
     @classmethod
     def of(cls, config: Any, net: AffinityNet, inputs: Inputs, cams: Path) -> Walk:
         """The walk that the settings ask for; the other arguments are the class's."""
-        offsets, choices = (
-            half_plane_offsets(config.gamma),
-            (config.pair_border, config.walk_pooling),
-        )
-        return cls(net, inputs, cams, offsets, config.alpha, config.distance, *choices)
+        offsets = half_plane_offsets(config.gamma)
+        choices = (config.alpha, config.distance, config.pair_border, config.walk_pooling)
+        return cls(net, inputs, cams, offsets, *choices)
 
     def affinity(self, image_id: str) -> Tensor:
         """W of one image, (P, h, w), on the network's device."""

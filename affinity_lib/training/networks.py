@@ -9,7 +9,7 @@ import torch
 
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import Backbone, build_backbone, freeze
-from affinity_lib.backbones.weights import fill_backbone, load_network, read_weights
+from affinity_lib.backbones.weights import fill_backbone, fill_network, read_weights
 from affinity_lib.cam import CAMNet
 from affinity_lib.errors import InputError
 from affinity_lib.segmentation import SegmentationNet
@@ -22,8 +22,6 @@ AUTHORS_LAYERS = {
     "f9": "convs.3",
 }
 """Layers on top of the backbone in the authors' checkpoints of both networks -> in ours."""
-
-_OTHER_NETWORK = "take preset=released, and the backbone and the network that the file is of"
 
 
 def cam_network(config: Any, num_classes: int, weights: str | None = None) -> CAMNet:
@@ -73,33 +71,20 @@ def load_trained(
     Raises:
         InputError: the file cannot be read, or is of a network with other layers or classes.
     """
-    tensors = read_weights(path)
-    found = {}
+    tensors, heads = read_weights(path), {}
     for name, value in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if layer in AUTHORS_LAYERS:
-            found[f"{AUTHORS_LAYERS[layer]}.{kind}"] = value
+        if layer in AUTHORS_LAYERS:  # their classifier is a convolution of 1 x 1
+            value = value.flatten(1) if layer == "fc8" else value
+            heads[f"{AUTHORS_LAYERS[layer]}.{kind}"] = value
+    if heads:
+        if missing := fill_backbone(network.backbone, tensors, str(path)):
+            raise InputError(f"{path} has no {missing[0]}: take the backbone that the file is of")
+        own = network.backbone.state_dict()
+        tensors = {f"backbone.{name}": value for name, value in own.items()} | heads
+    fill_network(network, tensors, str(path))
     network.to(device).eval()
     print(f"nothing is trained: the network is that of {path}")
-    if not found:
-        load_network(network, path)
-        return []
-    wanted = {k: v for k, v in network.state_dict().items() if not k.startswith("backbone.")}
-    for name, value in wanted.items():
-        theirs = found.get(name)
-        if name == "classifier.weight" and theirs is not None:
-            found[name] = theirs = theirs.flatten(1)  # a convolution of 1 x 1
-        if theirs is None or theirs.shape != value.shape:
-            there = "not in it" if theirs is None else f"{tuple(theirs.shape)} in it"
-            raise InputError(
-                f"{path} does not fit: {name} is {there} and {tuple(value.shape)} in this "
-                f"network; {_OTHER_NETWORK}, with all of VOC's classes"
-            )
-    if unknown := sorted(found.keys() - wanted.keys()):
-        raise InputError(f"{path} has {unknown[0]}, which this network has not: {_OTHER_NETWORK}")
-    if missing := fill_backbone(network.backbone, tensors, str(path)):
-        raise InputError(f"{path} has no {missing[0]} of the backbone: {_OTHER_NETWORK}")
-    network.load_state_dict(found, strict=False)
     return []
 
 

@@ -137,7 +137,7 @@ class SpareCores:
     def after_step(self) -> None:
         """Call after each step of the training."""
         passed = time.perf_counter() - self._since
-        if self._all == 1 or passed < _WINDOW:
+        if passed < _WINDOW:
             return
         waited, idle = self._waited, self._idle
         self._look()

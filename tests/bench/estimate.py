@@ -106,7 +106,7 @@ def estimate(
     costs.append(Cost(labels, seconds=2 * crf, disk=png + soft))
 
     net, cost = _trained("affinity", p)
-    flops = p["affinity_epochs"] * train * cost.flops
+    flops = p["affinity_rounds"] * p["affinity_epochs"] * train * cost.flops
     costs.append(_network_cost(affinity, "affinity", p, cost, steps, flops))
     flops, maps = train * _forward(net, [1], False), train * m["map_bytes"] * (1 + TAGS)
     tflops, seconds = costs[-1].tflops, train * m["walk_seconds"]
