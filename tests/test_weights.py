@@ -481,10 +481,14 @@ def test_a_segmentation_network_of_another_class_count_is_refused_too(tmp_path):
 
 def test_another_network_is_refused_with_the_first_tensor_that_differs(saved):
     network = SegmentationNet(SmallBackbone(), num_classes=5, width=8)
-    not_loaded(network, saved, r"head\.0\.weight is missing in the file and \(.*; set preset, classes")
+    not_loaded(
+        network, saved, r"head\.0\.weight is missing in the file and \(.*; set preset, classes"
+    )
     headless = CAMNet(SmallBackbone(), num_classes=5, head="linear")
     not_loaded(
-        headless, saved, r"does not fit CAMNet: classifier\.weight is \(5, 8\) .*; set preset, classes"
+        headless,
+        saved,
+        r"does not fit CAMNet: classifier\.weight is \(5, 8\) .*; set preset, classes",
     )
 
 

@@ -206,6 +206,9 @@ class Stage:
         for aside in home.glob(".*.before"):
             shutil.rmtree(aside)
 
+    def __repr__(self) -> str:
+        return f"<Stage {self.name} of profile {self.profile}>"
+
     def _repr_markdown_(self) -> str:
         """The settings that the notebook explains, beside the paper's."""
         names = [name for name in written(all_names=True) if name in KINDS]
