@@ -120,5 +120,10 @@ def image_mious(data: VOCData, ids: Iterable[str], labels: Path) -> dict[str, fl
     Returns:
         Image id -> :func:`~affinity_lib.evaluation.image_miou`, in the order of ``ids``.
     """
-    count = len(data.classes) + 1
-    return {i: image_miou(data.mask(i), data.read_labels(labels / f"{i}.png"), count) for i in ids}
+    ids, num_labels = list(ids), len(data.classes) + 1
+
+    def work(image_id: str) -> float:
+        found = data.read_labels(labels / f"{image_id}.png")
+        return image_miou(data.mask(image_id), found, num_labels)
+
+    return dict(zip(ids, each_image(work, ids, "evaluation"), strict=True))
