@@ -64,7 +64,7 @@ class CAMNet(nn.Module):
         return self.from_levels(self.backbone.levels(images))
 
     def activation(self, levels: Sequence[Tensor]) -> Tensor:
-        """Class evidence w_c^T f(x, y), the numerator of Eq. 1, (B, C, h, w)."""
+        """Class evidence w_c^T f(x, y), Eq. 1, (B, C, h, w)."""
         return F.conv2d(self.features(levels), self.classifier.weight[:, :, None, None])
 
     def evidence(self, levels: Sequence[Tensor]) -> Tensor:
@@ -98,7 +98,7 @@ def multi_scale_activation(
         flip: also look at the mirror image.
 
     Returns:
-        (B, C, h, w) at the grid of scale 1, >= 0, not yet divided by its maximum (Eq. 1).
+        (B, C, h, w) at the grid of scale 1, >= 0, not yet divided by its maximum.
 
     Raises:
         InputError: no scale, or one that is not above 0.
@@ -137,7 +137,7 @@ def views_together(size: tuple[int, int], device: torch.device) -> int:
 
 
 def normalize(activation: Tensor, tags: Sequence[int], eps: float = 0) -> Tensor:
-    """CAMs of the tags present, each divided by its maximum (Eq. 1).
+    """CAMs of the tags present, each divided by its maximum (after Eq. 1).
 
     Classes without a tag have M_c = 0 by definition and are left out.
 

@@ -21,7 +21,7 @@ from affinity_lib.evaluation import VOID
 
 SCORES = "cividis"  # readable with any colour vision and in grey
 NEUTRAL = (0.80, 0.80, 0.80)
-PAIRS = ListedColormap(["#d9d9d9", "#56b4e9", "#0072b2", "#e69f00"])  # Okabe and Ito's palette
+PAIRS = ListedColormap(["#d9d9d9", "#999999", "#0072b2", "#e69f00"])  # of no class in grey
 OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 PAIR_NAMES = ("left out", "background pair", "foreground pair", "negative pair")
 _READABLE = 320  # pixels that a picture needs to be written in
