@@ -70,13 +70,12 @@ class Mean(Backbone):
 
     channels = (3, 3, 3)
     top_channels = 3
-    output_stride = 4
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
     stages = (("gain",),)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("mean", 4, (4,))
         self.gain = nn.Conv2d(3, 3, 1, groups=3, bias=False)
         nn.init.ones_(self.gain.weight)
 

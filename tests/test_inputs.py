@@ -18,7 +18,7 @@ from affinity_lib.evaluation import VOID
 from affinity_lib.training import inputs as inputs_module
 from affinity_lib.training.inputs import Inputs, forward
 
-STRIDE = Mean.output_stride
+STRIDE = Mean().output_stride
 STEP = 12  # intensity levels between neighbouring cells
 
 
