@@ -16,7 +16,7 @@ from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinity_labels import confident_labels
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import with_background
+from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_scores, save_scores
 from affinity_lib.data.voc import VOCData
@@ -83,7 +83,12 @@ def test_walks_tried_together_have_the_miou_of_each(data, walk):
     found = try_walks(walk, ids, alphas, betas, steps, every=1)
     for (a, alpha), (b, beta), (s, t) in product(*map(enumerate, (alphas, betas, steps))):
         walk.alpha = alpha
-        one = evaluate(data, ids, lambda i, beta=beta, t=t: walk.labels(i, beta, t), **SPLIT)
+
+        def labels(image_id, beta=beta, t=t):
+            tags, walked = walk.walked(image_id, beta, t)
+            return to_labels(resize(walked, (40, 40)), tags).numpy()
+
+        one = evaluate(data, ids, labels, **SPLIT)
         assert found[a, b, s] == pytest.approx(one.miou)
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from scenes import draw_walk
 
 from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
+from affinity_lib.cam import resize, to_labels
 from affinity_lib.evaluation import image_miou
 from affinity_lib.plots import class_colors
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk
@@ -139,7 +140,8 @@ def test_its_labels_and_their_iou_are_those_of_the_notebooks(scene, picture: Wal
     })()"""
     found = in_node(expression, picture.data)
     mask = walk.inputs.data.mask(image_id)
-    labels = walk.labels(image_id, 8, 64)
+    tags, walked = walk.walked(image_id, 8, 64)
+    labels = to_labels(resize(walked, mask.shape), tags).numpy()
     assert found["truth"] == mask.ravel().tolist()
     assert (np.array(found["labels"]) == labels.ravel()).mean() > 0.995
     own = np.array(found["labels"]).reshape(mask.shape)
