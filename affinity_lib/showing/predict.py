@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from affinity_lib.backbones.networks import load_segmentation_network
 from affinity_lib.cam import resize
 from affinity_lib.crf import dense_crf
 from affinity_lib.data.files import load_json, open_photograph, write_aside
@@ -23,6 +22,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.plots import labelled, with_legend
 from affinity_lib.segmentation import label_probabilities
 from affinity_lib.training.inference import for_inference
+from affinity_lib.training.networks import load_segmentation_network
 from affinity_lib.training.parallel import each_image
 from affinity_lib.training.transforms import resize_long_side, to_tensor
 
