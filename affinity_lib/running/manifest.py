@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.data.files import load_json, save_json
+from affinity_lib.data.files import files_in, load_json, save_json
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
@@ -68,12 +68,8 @@ def artifacts(run: Path, stem: str) -> dict[str, dict[str, Any]]:
     Returns:
         Path within the run -> ``{"sha256": ..., "bytes": ...}``, sorted.
     """
-    files = sorted(path for path in (run / stem).rglob("*") if path.is_file())
-    return {
-        path.relative_to(run).as_posix(): fingerprint(path)
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(run).parts)
-    }
+    files = files_in(run / stem)
+    return {path.relative_to(run).as_posix(): fingerprint(path) for path in files}
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

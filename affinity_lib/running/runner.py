@@ -8,7 +8,6 @@ its files are whole; else its notebook is executed, and keeps of its results wha
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from affinity_lib.data.files import load_json
+from affinity_lib.data.files import link, load_json
 from affinity_lib.data.progress import shown_after
 from affinity_lib.running import cache, locks, preflight
 from affinity_lib.running import manifest as mf
@@ -225,13 +224,5 @@ def _take(stem: str, donor: Path, run: Path) -> None:
     notebook = run / "notebooks" / f"{stem}.ipynb"
     notebook.unlink(missing_ok=True)
     skip = shutil.ignore_patterns(".*.lock", ".*.before")
-    shutil.copytree(donor / stem, run / stem, ignore=skip, copy_function=_link)
-    _link(donor / "notebooks" / notebook.name, notebook)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file that nothing writes into; a copy where disks cannot do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    shutil.copytree(donor / stem, run / stem, ignore=skip, copy_function=link)
+    link(donor / "notebooks" / notebook.name, notebook)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from affinity_lib.cam import resize
 from affinity_lib.crf import dense_crf
-from affinity_lib.data.files import load_json, open_photograph, write_aside
+from affinity_lib.data.files import files_in, load_json, open_photograph, write_aside
 from affinity_lib.data.paths import data_path
 from affinity_lib.data.toy import MARKER, draw_scene
 from affinity_lib.data.voc import VOCData, write_labels
@@ -108,10 +108,8 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         folder = Path(os.path.abspath(given))
         inside = {
             path: path.relative_to(folder)
-            for path in sorted(folder.rglob("*"))
+            for path in files_in(folder)
             if path.suffix.lower() in _endings()
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and not any(path.is_relative_to(result) for result in results)
         }
         if not inside:
