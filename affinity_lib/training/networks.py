@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.backbones import Backbone, build_backbone, freeze
+from affinity_lib.backbones import build_backbone
+from affinity_lib.backbones.base import Backbone, freeze
 from affinity_lib.backbones.weights import fill_backbone, fill_network, read_weights
 from affinity_lib.cam import CAMNet
 from affinity_lib.crf import CRFSettings
