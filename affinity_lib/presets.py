@@ -117,25 +117,21 @@ _OF_A_BACKBONE: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def preset(name: str, backbone: str = "", **chosen: Any) -> Preset:
+def preset(name: str, backbone: str = "") -> Preset:
     """Look a preset up by name.
 
     Args:
         name: "paper" or "released".
         backbone: its name, as some of the released choices are for VGG16 alone.
-        chosen: fields with a value of their own; None leaves the preset's.
 
     Raises:
         InputError: no preset has that name.
 
-    >>> preset("paper").distance, preset("paper", distance="mean", momentum=None).distance
+    >>> preset("paper").distance, preset("released").distance
     ('sum', 'mean')
-    >>> preset("released", "vgg16", cam_sqrt=False).cam_sqrt
-    False
     >>> [preset("released", name).cam_sqrt for name in ("resnet38", "vgg16")]
     [False, True]
     """
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    values = {key: value for key, value in chosen.items() if value is not None}
-    return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}) | values)
+    return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}))

@@ -141,21 +141,6 @@ def test_the_released_momentum_is_its_weight_decay_by_mistake():
     assert PRESETS["released"].momentum == PRESETS["released"].weight_decay == 5e-4
 
 
-def test_what_is_chosen_by_hand_wins_and_what_is_left_open_does_not():
-    ours = preset("released", "vgg16", momentum=0.9, weight_decay=None, affinity_norm=None)
-    assert (ours.momentum, ours.weight_decay) == (0.9, 5e-4)
-    assert ours.affinity_norm == (8, 16, 32, 0)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("weight_decay", 0.0), ("affinity_norm", False), ("cam_sqrt", False), ("walk_pooling", False)],
-)
-def test_false_and_zero_are_choices_too(field, value):
-    assert getattr(preset("released", "vgg16"), field)
-    assert getattr(preset("released", "vgg16", **{field: value}), field) is value
-
-
 def test_released_reproduces_the_released_affinities_and_loss():
     kept = np.load(PARITY / "affinity_loss_20x20.npz")
     choice, offsets = PRESETS["released"], half_plane_offsets(5)
