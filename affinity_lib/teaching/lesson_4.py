@@ -170,7 +170,6 @@ END = Exercise(
             "a mean lies between the smallest and the largest value; yours is {:.2f}: divide by "
             "the sum of the weights",
             lambda c: float(c.M.min()) <= float(c.got) <= float(c.M.max()),
-            lambda c: float(c.got),
         ),
     ],
     [
