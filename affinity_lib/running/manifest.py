@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,11 @@ def verify(run: Path) -> tuple[int, list[str]]:
         found += damage(run, recorded)
         extra = artifacts(run, stem).keys() - record["artifacts"].keys()
         found += [f"{name} is not recorded" for name in sorted(extra)]
-        now = inputs_now(run, record["key"])
+        current = inputs_now(run, record["key"])
         found += [
             f"{name} has changed since {stem} has read it"
             for name, value in record["key"]["inputs"].items()
-            if now[name] != value
+            if current[name] != value
         ]
     results = manifest.get("results", {})
     return count + len(results), list(dict.fromkeys(found + damage(run, results)))
@@ -123,6 +124,11 @@ def inputs_now(run: Path, key: Mapping[str, Any]) -> dict[str, str]:
         name: data_hash(key["settings"]["data_root"]) if name == DATA else input_hash(run, name)
         for name in key["inputs"]
     }
+
+
+def now() -> str:
+    """The time as records have it: in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def surroundings(device: str = "auto") -> dict[str, Any]:

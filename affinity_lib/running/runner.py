@@ -11,7 +11,6 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,11 @@ def begin(
     for folder in (run / stem, run / "levels"):
         for left in [] if folder.is_symlink() else folder.rglob(".*.part*"):  # of a killed writer
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     unread = {"inputs": {}, "machine": {}}
-    record = {"state": "running", "key": key_now(plan, stem, run, unread), "started": now}
+    record = {"state": "running", "key": key_now(plan, stem, run, unread), "started": mf.now()}
     if resumed:
         record = dict(manifest["stages"][stem])
-        record["resumed"] = [*record.get("resumed", []), now]
+        record["resumed"] = [*record.get("resumed", []), mf.now()]
     record |= mf.git_state(plan.root) | mf.computer(plan.values["device"])
     manifest["stages"][stem] = record
     mf.save_manifest(run, manifest)
@@ -175,7 +173,7 @@ def _stage(
     stages[stem] = begun | {
         "state": "done",
         "key": begun["key"] | _what_it_read(run / stem),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": mf.now(),
         "seconds": round(seconds, 1),
         "steps": seconds_of_sections(run / "notebooks" / f"{stem}.ipynb", seconds),
         "artifacts": mf.artifacts(run, stem),
