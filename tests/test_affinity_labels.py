@@ -11,11 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import draw_scenes
 
 from affinity_lib.affinity_labels import confident_labels, to_grid
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.files import load_scores, save_scores
+from affinity_lib.data.files import load_scores
 from affinity_lib.data.layout import write_tags
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
@@ -27,19 +26,6 @@ CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
 ALPHAS = st.lists(st.floats(1, 64), min_size=3, max_size=3).map(sorted)
 LABELS = arrays(np.int64, (2, 6, 8), elements=st.sampled_from([0, 1, 2, 3, VOID]))
 BLACK = np.zeros((6, 8, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
-
-
-@pytest.fixture
-def cams(data, tmp_path) -> Path:
-    for image_id in data.ids("train"):
-        tags = data.tags(image_id)
-        save_scores(tmp_path / "cams" / f"{image_id}.npz", tags, torch.rand(len(tags), 10, 10))
-    return tmp_path / "cams"
 
 
 def labels_of(cams, alphas, tags=(1, 2), crf=None):

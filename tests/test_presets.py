@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scenes import PARITY
 
 from affinity_lib.affinity import (
     affinities,
@@ -23,8 +23,6 @@ from affinity_lib.errors import InputError
 from affinity_lib.presets import PRESETS, preset
 from affinity_lib.random_walk import random_walk
 from affinity_lib.training.loop import Recipe
-
-PARITY = Path(__file__).parent / "fixtures" / "parity"
 
 
 @pytest.mark.parametrize("name", PRESETS)
