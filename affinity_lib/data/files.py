@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from affinity_lib.errors import InputError
@@ -242,7 +242,6 @@ RAW_SUFFIXES = (
 )  # fmt: skip
 """Cameras' raw files, which decode as the small preview in them."""
 
-_ORIENTATION = 0x0112  # of EXIF
 _HEIF = (b"heic", b"heix", b"heif", b"hevc", b"mif1")
 
 
@@ -307,7 +306,7 @@ def is_plain_jpeg(path: str | Path) -> bool:
     """
     with _opened(path) as image:
         plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-        return plain and image.getexif().get(_ORIENTATION, 1) == 1
+        return plain and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

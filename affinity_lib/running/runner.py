@@ -71,13 +71,10 @@ def execute(
                 seconds = _stage(plan, stem, run, manifest, force, donors, log, head)
                 skipped += [] if seconds else [stem]
                 save_results(run, plan.profile, manifest, skipped)
-            except OSError as error:
-                log("failed")
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise StageFailed(disk_full(run, manifest)) from error
             except BaseException as error:
                 log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", flush=True)
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise StageFailed(disk_full(run, manifest)) from error
                 raise
             log(f"... {seconds:.1f} s" if seconds else "... skipped", flush=True)
     return run

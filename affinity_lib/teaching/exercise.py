@@ -110,11 +110,14 @@ def shape(what: str) -> Property:
     )
 
 
-def unlike(sentence: str, mistake: Callable[[Any], Any]) -> Property:
-    """The property of not being what a known mistake makes of the inputs."""
-    return Property(
-        sentence, lambda c: close(c.want, wrong := mistake(c)) or not close(c.got, wrong)
-    )
+def unlike(sentence: str, *mistakes: Callable[[Any], Any]) -> Property:
+    """The property of not being what one of some known mistakes makes of the inputs."""
+
+    def holds(c: Any) -> bool:
+        made = [mistake(c) for mistake in mistakes]
+        return all(close(c.want, wrong) or not close(c.got, wrong) for wrong in made)
+
+    return Property(sentence, holds)
 
 
 def close(got: Any, want: Any) -> bool:

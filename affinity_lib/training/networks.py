@@ -212,7 +212,9 @@ def load_segmentation_network(path: str | Path) -> tuple[SegmentationNet, Networ
     """
     tensors, metadata = load_tensors(path)
     try:
-        settings = _settings(metadata[_KEY])
+        values = json.loads(metadata[_KEY])
+        values |= {name: tuple(values[name]) for name in ("classes", "numbers", "scales")}
+        settings = NetworkSettings(**values | {"crf": CRFSettings(**values["crf"])})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not tell how its network is built, so another version of the project "
@@ -238,9 +240,3 @@ def _backbone(config: Any, network: str, weights: str | None, options: dict[str,
     stride = getattr(config, f"{network}_stride")
     backbone = build_backbone(config.backbone, stride, weights, **options)
     return backbone if config.frozen_stages < 0 else freeze(backbone, config.frozen_stages)
-
-
-def _settings(text: str) -> NetworkSettings:
-    values = json.loads(text)
-    values |= {name: tuple(values[name]) for name in ("classes", "numbers", "scales")}
-    return NetworkSettings(**values | {"crf": CRFSettings(**values["crf"])})
