@@ -260,12 +260,10 @@ class _LevelSamples(_Samples):
         labels, size = np.array(self.labels(image_id)), (height * s, width * s)
         place = (top * s, left * s, self.cells * s, flip)
         if labels.ndim == 3:
-            return levels, self.pool(
-                image_id, crop_and_flip(_resize(labels, size, "bilinear"), *place, 0)
-            )
-        return levels, crop_and_flip(
-            _resize(labels[None], size, "nearest-exact").long(), *place, VOID
-        )[0]
+            maps = _resize(labels, size, "bilinear")
+            return levels, self.pool(image_id, crop_and_flip(maps, *place, fill=0))
+        maps = _resize(labels[None], size, "nearest-exact").long()
+        return levels, crop_and_flip(maps, *place, fill=VOID)[0]
 
 
 class _Cache:
