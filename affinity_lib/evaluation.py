@@ -64,18 +64,15 @@ class Evaluation:
         matrix: np.ndarray,
         classes: Sequence[str],
         *,
-        split: str,
-        num_images: int,
-        uses_tags: bool,
         chosen_with: Mapping[str, str] | None = None,
-        crf: bool = False,
-        without_mask: int = 0,
+        **conditions: Any,
     ) -> Evaluation:
         """From a confusion matrix summed over images, e.g. one of many kept in a single pass.
 
         Args:
             matrix: (L, L) as of :func:`confusion`, L = 1 + number of classes.
             classes: the class names, without background.
+            chosen_with, conditions: the fields that tell under which conditions, by their names.
 
         Raises:
             InputError: the matrix does not fit the classes.
@@ -105,12 +102,8 @@ class Evaluation:
             pixel_accuracy=float(100 * np.trace(matrix) / matrix.sum())
             if matrix.any()
             else math.nan,
-            split=split,
-            num_images=num_images,
-            uses_tags=uses_tags,
             chosen_with=dict(chosen_with or {}),
-            crf=crf,
-            without_mask=without_mask,
+            **conditions,
         )
 
     def statement(self) -> str:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
@@ -201,24 +202,24 @@ def curve(history: Sequence[float], title: str) -> Figure:
 
 
 def heat_map(
-    axis: Axes, values: np.ndarray, down: Mapping[str, Sequence], across: Mapping[str, Sequence]
+    axis: Axes, values: ArrayLike, down: Mapping[str, Sequence], across: Mapping[str, Sequence]
 ) -> None:
     """Numbers as colours, each written into its cell.
 
     Args:
         axis: where to draw.
         values: (R, C).
-        down: name of the rows -> their R values.
-        across: name of the columns -> their C values.
+        down: name of the rows -> their R values, numbers or texts.
+        across: name of the columns -> their C values, likewise.
     """
-    picture = axis.imshow(values, cmap="cividis", aspect="auto")
+    picture = axis.imshow(values, cmap=SCORES, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         color = "white" if picture.norm(value) < 0.5 else "black"
         axis.text(column, row, f"{value:.1f}", ha="center", va="center", color=color)
     ((y, rows),), ((x, columns),) = down.items(), across.items()
     axis.set(xlabel=x, ylabel=y)
-    axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
-    axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+    for ticks, there in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
+        ticks(range(len(there)), [v if isinstance(v, str) else f"{v:g}" for v in there])
 
 
 def neighbourhood(values: Tensor, offsets: Tensor, y: int, x: int, center: float = 1.0) -> Tensor:

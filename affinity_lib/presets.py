@@ -11,7 +11,7 @@ from affinity_lib.errors import InputError
 
 @dataclass(frozen=True)
 class Preset:
-    """One column of the table "paper against released code".
+    """One column of the table "paper against released code"; the defaults are the paper's.
 
     Attributes:
         name: ``"paper"`` or ``"released"``.
@@ -43,57 +43,36 @@ class Preset:
     """
 
     name: str
-    distance: str
-    affinity_channels: tuple[int, int, int]
-    affinity_norm: bool | Sequence[int]
-    affinity_activation: str
-    affinity_gain: float
-    cam_head: str
-    cam_sqrt: bool
-    cam_eps: float
-    optimizer: str
-    weight_decay: float
-    momentum: float
-    loss_weights: tuple[float, float, float]
-    loss_eps: float
-    alpha_weak: float
-    label_pooling: str
-    pair_border: int
-    walk_pooling: bool
+    distance: str = "sum"
+    affinity_channels: tuple[int, int, int] = (128, 256, 512)
+    affinity_norm: bool | Sequence[int] = False
+    affinity_activation: str = "relu"
+    affinity_gain: float = 0
+    cam_head: str = "conv"
+    cam_sqrt: bool = False
+    cam_eps: float = 0
+    optimizer: str = "adam"
+    weight_decay: float = 0
+    momentum: float = 0.9
+    loss_weights: tuple[float, float, float] = (1, 1, 2)
+    loss_eps: float = 0
+    alpha_weak: float = 24
+    label_pooling: str = "area"
+    pair_border: int = 0
+    walk_pooling: bool = False
     cam_backbone: Mapping[str, int] = field(default_factory=dict)
     affinity_backbone: Mapping[str, int] = field(default_factory=dict)
 
 
 PRESETS = {
-    "paper": Preset(
-        name="paper",
-        distance="sum",
-        affinity_channels=(128, 256, 512),
-        affinity_norm=False,
-        affinity_activation="relu",
-        affinity_gain=0,
-        cam_head="conv",
-        cam_sqrt=False,
-        cam_eps=0,
-        optimizer="adam",
-        weight_decay=0,
-        momentum=0.9,
-        loss_weights=(1, 1, 2),
-        loss_eps=0,
-        alpha_weak=24,
-        label_pooling="area",
-        pair_border=0,
-        walk_pooling=False,
-    ),
+    "paper": Preset("paper"),
     "released": Preset(
-        name="released",
+        "released",
         distance="mean",
         affinity_channels=(64, 128, 256),
-        affinity_norm=False,
         affinity_activation="elu",
         affinity_gain=4,
         cam_head="linear",
-        cam_sqrt=False,
         cam_eps=1e-5,
         optimizer="sgd",
         weight_decay=5e-4,
@@ -117,25 +96,21 @@ _OF_A_BACKBONE: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def preset(name: str, backbone: str = "", **chosen: Any) -> Preset:
+def preset(name: str, backbone: str = "") -> Preset:
     """Look a preset up by name.
 
     Args:
         name: "paper" or "released".
         backbone: its name, as some of the released choices are for VGG16 alone.
-        chosen: fields with a value of their own; None leaves the preset's.
 
     Raises:
         InputError: no preset has that name.
 
-    >>> preset("paper").distance, preset("paper", distance="mean", momentum=None).distance
+    >>> preset("paper").distance, preset("released").distance
     ('sum', 'mean')
-    >>> preset("released", "vgg16", cam_sqrt=False).cam_sqrt
-    False
     >>> [preset("released", name).cam_sqrt for name in ("resnet38", "vgg16")]
     [False, True]
     """
     if name not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    values = {key: value for key, value in chosen.items() if value is not None}
-    return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}) | values)
+    return replace(PRESETS[name], **_OF_A_BACKBONE.get((name, backbone), {}))

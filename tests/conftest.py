@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from tiny import TINY
 from affinity_lib.running import runner
 from affinity_lib.running.locks import locked
 from affinity_lib.running.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from affinity_lib.data.voc import VOCData
+    from affinity_lib.stages.walk import Walk
 
 sys.path.append(str(Path(__file__).parent / "bench"))
 settings.register_profile("project", deadline=None)
@@ -49,6 +54,30 @@ def tiny_run(tmp_path_factory) -> tuple[Path, Plan]:
             runner.execute(plan, folder / "run")
             (folder / "made").touch()
     return folder / "run", plan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> VOCData:
+    """Four scenes of 40 x 40 pixels."""
+    import scenes  # here, as many tests need no networks
+
+    return scenes.draw_scenes(tmp_path_factory.mktemp("scenes"), 4, size=40)
+
+
+@pytest.fixture
+def cams(data, tmp_path) -> Path:
+    """A folder of CAMs of noise for these scenes."""
+    import scenes
+
+    return scenes.noise_cams(data, tmp_path / "cams")
+
+
+@pytest.fixture
+def walk(data, cams) -> Walk:
+    """A walk over these scenes from these CAMs."""
+    import scenes
+
+    return scenes.small_walk(data, cams)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from nbformat import NotebookNode
 from affinity_lib.data.paths import find_root
 
 FOLDER = find_root() / "notebooks"
+CAPTION = re.compile(r"\*(?![*\s])[^*]{20,}\*(?!\*)")  # a sentence in italics
 STEMS = sorted(path.stem for path in (FOLDER / "solutions").glob("*.ipynb"))
 
 

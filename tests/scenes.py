@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from affinity_lib.affinity import half_plane_offsets
+from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
 from affinity_lib.affinitynet import AffinityNet
+from affinity_lib.backbones import build_backbone
 from affinity_lib.backbones.base import Backbone
 from affinity_lib.data.files import save_scores
 from affinity_lib.data.layout import write_lists, write_tags
@@ -21,6 +23,7 @@ from affinity_lib.stages.walk import Walk
 from affinity_lib.training.inputs import Inputs
 
 CLASSES = ("ball", "box", "cross")
+PARITY = Path(__file__).parent / "fixtures" / "parity"
 COLORS = np.array([[200, 60, 50], [60, 90, 210], [70, 180, 80]])
 
 
@@ -70,19 +73,39 @@ class Mean(Backbone):
 
     channels = (3, 3, 3)
     top_channels = 3
-    output_stride = 4
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
     stages = (("gain",),)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("mean", 4, (4,))
         self.gain = nn.Conv2d(3, 3, 1, groups=3, bias=False)
         nn.init.ones_(self.gain.weight)
 
     def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = F.avg_pool2d(self.gain(x), 4, ceil_mode=True)
         return mean, mean, mean
+
+
+def noise_cams(data: VOCData, folder: Path) -> Path:
+    """CAMs of 5 x 5 cells of noise for all images to train on, in a folder."""
+    torch.manual_seed(0)
+    for image_id in data.ids("train"):
+        tags = data.tags(image_id)
+        save_scores(folder / f"{image_id}.npz", tags, torch.rand(len(tags), 5, 5))
+    return folder
+
+
+def small_affinity_net() -> AffinityNet:
+    """An untrained AffinityNet of few channels, at output stride 4."""
+    torch.manual_seed(0)
+    return AffinityNet(build_backbone("small", output_stride=4), (8, 8, 8)).eval()
+
+
+def small_walk(data: VOCData, cams: Path) -> Walk:
+    """A walk over what that network sees, alpha 8."""
+    net = small_affinity_net()
+    return Walk(net, Inputs(data, net.backbone), cams, half_plane_offsets(3), 8, "mean")
 
 
 def draw_walk(folder: Path) -> tuple[Walk, str]:
@@ -96,6 +119,34 @@ def draw_walk(folder: Path) -> tuple[Walk, str]:
     net = AffinityNet(Mean(), (4, 4, 4)).eval()
     walk = Walk(net, Inputs(data, net.backbone), folder / "cams", half_plane_offsets(5), alpha=4)
     return walk, max(data.ids("train"), key=lambda image_id: len(data.tags(image_id)))
+
+
+def released_walk() -> tuple[dict[str, Tensor], Tensor]:
+    """What the released code's walk was given and gave, and the affinities (P, h, w) in it."""
+    kept = {k: torch.from_numpy(v) for k, v in np.load(PARITY / "random_walk_13x17.npz").items()}
+    offsets = half_plane_offsets(5)
+    affinity = affinities(kept["features"][None], offsets, reduction="mean")[0]
+    return kept, affinity * pairs_inside(offsets, 13, 17, border=4)
+
+
+def loss(model: nn.Module, batch) -> Tensor:
+    """The loss of a batch of inputs and their classes."""
+    inputs, target = batch
+    return F.cross_entropy(model(inputs), target)
+
+
+def stopped_at_the_third(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Press Ctrl+C when the third image is asked for; the images that were, in a list that grows."""
+    seen: list[str] = []
+
+    def image(image_id: str) -> Tensor:
+        seen.append(image_id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return Inputs.image(inputs, image_id)
+
+    monkeypatch.setattr(inputs, "image", image)
+    return seen
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import PARITY
 from torch import Tensor
 
 from affinity_lib import affinity
@@ -22,7 +21,6 @@ from affinity_lib.affinity import (
 )
 from affinity_lib.errors import InputError
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
 OFFSETS = half_plane_offsets(5)
 
 

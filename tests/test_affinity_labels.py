@@ -11,11 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import draw_scenes
 
 from affinity_lib.affinity_labels import confident_labels, to_grid
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.files import load_scores, save_scores
+from affinity_lib.data.files import load_scores
 from affinity_lib.data.layout import write_tags
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
@@ -27,19 +26,6 @@ CAMS = arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32))
 ALPHAS = st.lists(st.floats(1, 64), min_size=3, max_size=3).map(sorted)
 LABELS = arrays(np.int64, (2, 6, 8), elements=st.sampled_from([0, 1, 2, 3, VOID]))
 BLACK = np.zeros((6, 8, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
-
-
-@pytest.fixture
-def cams(data, tmp_path) -> Path:
-    for image_id in data.ids("train"):
-        tags = data.tags(image_id)
-        save_scores(tmp_path / "cams" / f"{image_id}.npz", tags, torch.rand(len(tags), 10, 10))
-    return tmp_path / "cams"
 
 
 def labels_of(cams, alphas, tags=(1, 2), crf=None):
@@ -99,8 +85,8 @@ def test_the_exponents_are_the_papers_unless_others_are_given(data, cams, tmp_pa
     papers = confident_labels(image, every, [1], alpha_strong=4, alpha_weak=24)
     assert (confident_labels(image, every, [1]) == papers).all()
     ids = data.ids("train")[:1]
-    write_confident_labels(data, ids, cams, tmp_path / "default", workers=1)
-    write_confident_labels(data, ids, cams, tmp_path / "papers", 4, 24, workers=1)
+    write_confident_labels(data, ids, cams, tmp_path / "default")
+    write_confident_labels(data, ids, cams, tmp_path / "papers", 4, 24)
     one, other = (data.read_labels(tmp_path / n / f"{ids[0]}.png") for n in ("default", "papers"))
     assert (one == other).all()
     given = inspect.signature(write_confident_labels).parameters
@@ -127,7 +113,7 @@ def test_an_image_without_a_cam_is_refused():
 def test_every_image_gets_labels_of_its_own_size(data, cams, tmp_path, scale):
     ids = data.ids("train")
     crf = CRFSettings(iterations=1)
-    write_confident_labels(data, ids, cams, tmp_path / "out", 2, 8, crf, scale, workers=1)
+    write_confident_labels(data, ids, cams, tmp_path / "out", 2, 8, crf, scale)
     assert len(list((tmp_path / "out").iterdir())) == len(ids)
     for image_id in ids:
         labels = data.read_labels(tmp_path / "out" / f"{image_id}.png")
@@ -139,17 +125,17 @@ def test_images_without_a_tag_get_no_labels(data, cams, tmp_path):
     ids, none = data.ids("train"), data.ids("train")[0]
     write_tags(data.root / "Annotations" / f"{none}.xml", [], (48, 48))
     data = VOCData(data.root)
-    write_confident_labels(data, ids, cams, tmp_path / "out", workers=1)
-    write_segmentation_labels(data, ids, cams, tmp_path / "final", 8, workers=1)
+    write_confident_labels(data, ids, cams, tmp_path / "out")
+    write_segmentation_labels(data, ids, cams, tmp_path / "final", 8)
     for folder in ("out", "final"):
         assert {path.stem for path in (tmp_path / folder).iterdir()} == {*ids} - {none}
 
 
 def test_labels_that_are_there_are_not_made_again(data, cams, tmp_path):
     ids, out = data.ids("train"), tmp_path / "out"
-    write_confident_labels(data, ids[:1], cams, out, workers=1)
+    write_confident_labels(data, ids[:1], cams, out)
     (out / f"{ids[0]}.png").write_bytes(b"kept")
-    write_confident_labels(data, ids, cams, out, workers=1)
+    write_confident_labels(data, ids, cams, out)
     assert (out / f"{ids[0]}.png").read_bytes() == b"kept"
     assert len(list(out.iterdir())) == len(ids)
 
@@ -159,7 +145,7 @@ def test_the_scores_of_both_dcrfs_are_kept_beside_the_labels_that_follow_from_th
 ):
     ids, out = data.ids("train"), tmp_path / "out"
     crf = CRFSettings(iterations=2)
-    write_confident_labels(data, ids, cams, out, 2, 8, crf, workers=1, soft=out / "soft")
+    write_confident_labels(data, ids, cams, out, 2, 8, crf, soft=out / "soft")
     soft = SoftLabels(data, out / "soft", stride=1)
     for image_id in ids:
         maps = torch.from_numpy(soft.maps(image_id))
@@ -187,14 +173,14 @@ def test_soft_labels_decide_by_the_means_of_a_cell_as_the_released_loader_does(d
 
 
 def test_an_empty_list_of_images_writes_nothing(data, cams, tmp_path):
-    write_confident_labels(data, [], cams, tmp_path / "out", workers=1)
+    write_confident_labels(data, [], cams, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_cams_that_are_not_there_are_named(data, tmp_path):
     image_id = data.ids("train")[0]
     with pytest.raises(InputError, match=rf"{image_id}\.npz is missing"):
-        write_confident_labels(data, [image_id], tmp_path, tmp_path / "out", workers=1)
+        write_confident_labels(data, [image_id], tmp_path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -12,7 +12,8 @@ import timm
 import torch
 from torch import nn
 
-from affinity_lib.backbones import BACKBONES, Entry, SmallBackbone, build_backbone, freeze
+from affinity_lib.backbones import BACKBONES, Entry, SmallBackbone, build_backbone
+from affinity_lib.backbones.base import freeze
 from affinity_lib.errors import InputError
 
 KINDS = [("small", 4), ("small", 8), ("efficientnet_lite0", 8), ("efficientnet_lite0", 16)]

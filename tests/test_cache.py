@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from affinity_lib.data.paths import find_root
 from affinity_lib.running import cache
-from affinity_lib.running.cache import differences, library, needed_code, plain
+from affinity_lib.running.cache import differences, library, needed_cells, plain
 
 NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
 
@@ -26,6 +26,10 @@ def until(cells: list[str], words: str) -> list[str]:
     """The cells up to the one with these words."""
     (place,) = (k for k, cell in enumerate(cells) if words in cell)
     return cells[: place + 1]
+
+
+def needed_code(cells: list[str]) -> str:
+    return "\n".join(filter(None, needed_cells(cells)))
 
 
 MAKERS = [

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import CLASSES, Mean, draw_scenes, write_data
+from scenes import CLASSES, Mean, stopped_at_the_third, write_data
 
 from affinity_lib import cam
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
@@ -44,11 +44,6 @@ EXPONENT = st.floats(1, 64)
 def net() -> CAMNet:
     torch.manual_seed(0)
     return CAMNet(build_backbone("small"), num_classes=3, width=16).eval()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 4, size=40)
 
 
 @pytest.mark.parametrize("head", ["conv", "linear"])
@@ -333,16 +328,8 @@ def test_an_unknown_head_is_refused():
 
 def test_a_stopped_inference_leaves_whole_files_alone(net, data, tmp_path: Path, monkeypatch):
     inputs, ids = Inputs(data, net.backbone), data.ids("train")
-    seen = []
+    seen = stopped_at_the_third(inputs, monkeypatch)
     monkeypatch.setattr(cam, "_PIXELS", 1)  # a batch is one image
-
-    def image(image_id):
-        seen.append(image_id)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return Inputs.image(inputs, image_id)
-
-    monkeypatch.setattr(inputs, "image", image)
     with pytest.raises(KeyboardInterrupt):
         infer_cams(net, inputs, ids, tmp_path)
     assert len([load_scores(path) for path in tmp_path.iterdir()]) == len(seen) - 1

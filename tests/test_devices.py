@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from affinity_lib import cam, plots
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.backbones import build_backbone, freeze
+from affinity_lib.backbones import build_backbone
+from affinity_lib.backbones.base import freeze
 from affinity_lib.cam import CAMNet, multi_scale_activation
 from affinity_lib.data.files import save_scores
 from affinity_lib.data.voc import VOCData

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from scenes import draw_scenes
+from scenes import draw_scenes, loss
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -48,11 +48,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.backbone(x).relu().flatten(1))
-
-
-def loss(model: nn.Module, batch) -> torch.Tensor:
-    inputs, target = batch
-    return nn.functional.cross_entropy(model(inputs), target)
 
 
 def noting(folder: Path):

@@ -9,7 +9,8 @@ from counting import RESERVE, Training, _kept_values, count_forward, count_train
 from estimate import estimate, main, report
 from torch import nn
 
-from affinity_lib.backbones import build_backbone, freeze
+from affinity_lib.backbones import build_backbone
+from affinity_lib.backbones.base import freeze
 from affinity_lib.cam import CAMNet, classification_loss
 from affinity_lib.data.files import save_json
 from affinity_lib.errors import InputError

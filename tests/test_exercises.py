@@ -7,7 +7,7 @@ import shutil
 
 import nbformat
 import pytest
-from exercise_books import FOLDER, STEMS, execute, read, role, solutions_of, tags
+from exercise_books import CAPTION, FOLDER, STEMS, execute, read, role, solutions_of, tags
 
 from affinity_lib.errors import InputError
 from affinity_lib.running import manifest
@@ -16,8 +16,6 @@ from affinity_lib.running.runner import reasons_to_run
 from affinity_lib.teaching import checking
 from affinity_lib.teaching.checking import EXERCISES
 from affinity_lib.teaching.generate import exercise_of, write_exercises
-
-CAPTION = re.compile(r"\*(?![*\s])[^*]{20,}\*(?!\*)")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from scenes import CLASSES, Mean, draw_scenes, same_state, state_of, write_data
+from scenes import (
+    CLASSES,
+    Mean,
+    same_state,
+    state_of,
+    stopped_at_the_third,
+    write_data,
+)
 
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet
@@ -18,7 +25,7 @@ from affinity_lib.evaluation import VOID
 from affinity_lib.training import inputs as inputs_module
 from affinity_lib.training.inputs import Inputs, forward
 
-STRIDE = Mean.output_stride
+STRIDE = Mean().output_stride
 STEP = 12  # intensity levels between neighbouring cells
 
 
@@ -35,11 +42,6 @@ def cells(height: int, width: int, pixels: int = STRIDE) -> tuple[np.ndarray, np
 def cell_world(root, height: int, width: int, pixels: int = STRIDE) -> tuple[VOCData, np.ndarray]:
     image, labels = cells(height, width, pixels)
     return write_data(root, {"a": image}, {"a": ("ball",)}), labels
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 4, size=40)
 
 
 @pytest.mark.parametrize("crop", [4, 16, 22, 24, 32, 60])
@@ -188,16 +190,9 @@ def test_the_backbone_looks_at_each_image_once(data, tmp_path, monkeypatch):
 
 
 def test_a_stopped_store_leaves_whole_files_and_goes_on(data, tmp_path, monkeypatch):
-    backbone, ids, seen = Mean(), data.ids("train"), []
+    backbone, ids = Mean(), data.ids("train")
     inputs = Inputs(data, backbone, "head", folder=tmp_path)
-
-    def image(image_id):
-        seen.append(image_id)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return Inputs.image(inputs, image_id)
-
-    monkeypatch.setattr(inputs, "image", image)
+    seen = stopped_at_the_third(inputs, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         inputs.store(ids)
     files = list(tmp_path.rglob("*.*"))

@@ -7,11 +7,9 @@ import re
 
 import nbformat
 import pytest
+from exercise_books import CAPTION, FOLDER, tags
 from nbformat import NotebookNode
 
-from affinity_lib.data.paths import find_root
-
-FOLDER = find_root() / "notebooks"
 STEMS = [
     "00_data_and_overview",
     "01_class_activation_maps",
@@ -27,7 +25,6 @@ ABSOLUTE = re.compile(
     r"(?<![\w.:/<])/(?:home|root|tmp|usr|var|opt|mnt|work|Users|private|workspace|content|data)/"
     r"|\b[A-Z]:\\\\?\w|file://"
 )
-CAPTION = re.compile(r"\*(?![*\s])[^*]{20,}\*(?!\*)")
 
 
 def read(stem: str) -> NotebookNode:
@@ -37,10 +34,6 @@ def read(stem: str) -> NotebookNode:
 @pytest.fixture(params=STEMS)
 def notebook(request) -> NotebookNode:
     return read(request.param)
-
-
-def tags(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
 
 
 def code(notebook: NotebookNode) -> list[NotebookNode]:

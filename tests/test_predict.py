@@ -12,11 +12,6 @@ from PIL import Image
 
 from affinity_lib.__main__ import main
 from affinity_lib.backbones import build_backbone
-from affinity_lib.backbones.networks import (
-    NetworkSettings,
-    load_segmentation_network,
-    save_network,
-)
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import save_tensors
 from affinity_lib.data.toy import draw_scene
@@ -30,6 +25,11 @@ from affinity_lib.showing.predict import (
     find_photographs,
     named_photograph,
     predict_photographs,
+)
+from affinity_lib.training.networks import (
+    NetworkSettings,
+    load_segmentation_network,
+    save_network,
 )
 
 STAGE = "06_segmentation_network"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scenes import PARITY
 
 from affinity_lib.affinity import (
     affinities,
@@ -23,8 +23,6 @@ from affinity_lib.errors import InputError
 from affinity_lib.presets import PRESETS, preset
 from affinity_lib.random_walk import random_walk
 from affinity_lib.training.loop import Recipe
-
-PARITY = Path(__file__).parent / "fixtures" / "parity"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -139,21 +137,6 @@ def test_the_papers_choices_are_the_same_for_every_network(backbone):
 
 def test_the_released_momentum_is_its_weight_decay_by_mistake():
     assert PRESETS["released"].momentum == PRESETS["released"].weight_decay == 5e-4
-
-
-def test_what_is_chosen_by_hand_wins_and_what_is_left_open_does_not():
-    ours = preset("released", "vgg16", momentum=0.9, weight_decay=None, affinity_norm=None)
-    assert (ours.momentum, ours.weight_decay) == (0.9, 5e-4)
-    assert ours.affinity_norm == (8, 16, 32, 0)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("weight_decay", 0.0), ("affinity_norm", False), ("cam_sqrt", False), ("walk_pooling", False)],
-)
-def test_false_and_zero_are_choices_too(field, value):
-    assert getattr(preset("released", "vgg16"), field)
-    assert getattr(preset("released", "vgg16", **{field: value}), field) is value
 
 
 def test_released_reproduces_the_released_affinities_and_loss():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import released_walk
 from torch import Tensor
 
 from affinity_lib import random_walk as module
@@ -16,7 +15,6 @@ from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
 from affinity_lib.errors import InputError
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk, transition_matrix
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
 OFFSETS = half_plane_offsets(5)
 METHODS = ("dense", "sparse", "chebyshev")
 
@@ -207,17 +205,15 @@ def test_256_steps_need_about_80_products():
 
 
 def test_the_released_random_walk_is_reproduced():
-    expected = np.load(PARITY / "random_walk_13x17.npz")
-    features, cams = (torch.from_numpy(expected[name]) for name in ("features", "cam"))
-    affinity = affinities(features[None], OFFSETS, reduction="mean")[0]
-    affinity = affinity * pairs_inside(OFFSETS, 13, 17, border=4)
-    dense = torch.from_numpy(expected["affinity_dense"])
+    kept, affinity = released_walk()
+    dense = kept["affinity_dense"]
     matrix = transition_matrix(affinity, OFFSETS, beta=1)
     torch.testing.assert_close(matrix, dense / dense.sum(1, keepdim=True), atol=1e-5, rtol=0)
-    beta, t = int(expected["beta"]), int(expected["t"])
     for method in METHODS:
-        walked = random_walk(cams, affinity, OFFSETS, beta, t, method)
-        np.testing.assert_allclose(walked.numpy(), expected["random_walk"], atol=1e-5)
+        walked = random_walk(
+            kept["cam"], affinity, OFFSETS, int(kept["beta"]), int(kept["t"]), method
+        )
+        np.testing.assert_allclose(walked, kept["random_walk"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

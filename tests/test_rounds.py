@@ -7,14 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from scenes import draw_scenes
+from scenes import draw_scenes, noise_cams, small_affinity_net
 
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinity_labels import refined, trusted
-from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.backbones import build_backbone
-from affinity_lib.data.files import save_scores
 from affinity_lib.running import runner
 from affinity_lib.running.settings import resolve
 from affinity_lib.running.stage import NOTE, Config
@@ -28,14 +24,10 @@ from affinity_lib.training.inputs import Inputs
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_walked_maps_with_both_backgrounds_give_the_trusted_areas(tmp_path, preset):
     data = draw_scenes(tmp_path / "data", 3, size=40)
-    torch.manual_seed(0)
-    for image_id in data.ids("train"):
-        tags = data.tags(image_id)
-        save_scores(tmp_path / "cams" / f"{image_id}.npz", tags, torch.rand(len(tags), 5, 5))
-    net = AffinityNet(build_backbone("small", output_stride=4), (8, 8, 8)).eval()
+    net, cams = small_affinity_net(), noise_cams(data, tmp_path / "cams")
     given = {"preset": preset, "beta": 3, "t": 16, "crf_iterations": 2, "gamma": 3}
     config = Config(resolve("toy", given))
-    walk = Walk.of(config, net, Inputs(data, net.backbone), tmp_path / "cams")
+    walk = Walk.of(config, net, Inputs(data, net.backbone), cams)
     write_walked_labels(config, walk, data.ids("train"), tmp_path / "out")
     for image_id in data.ids("train"):
         maps = []

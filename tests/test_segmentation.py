@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scenes import CLASSES, Mean, draw_scenes, write_data
+from scenes import CLASSES, Mean, write_data
 
 from affinity_lib.backbones import build_backbone
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID
 from affinity_lib.segmentation import (
     SegmentationNet,
@@ -20,11 +19,6 @@ from affinity_lib.segmentation import (
 from affinity_lib.stages.predictions import predict, predict_labels
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import Recipe, fit
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import draw_scenes, write_data
+from scenes import write_data
 
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import save_scores
@@ -19,11 +19,6 @@ from affinity_lib.stages.segmentation_labels import pixels, write_segmentation_l
 
 SCORES = arrays(np.float32, (3, 3, 4), elements=st.floats(0, 1, width=32))
 BLACK = np.zeros((6, 8, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 3, size=40)
 
 
 @pytest.fixture

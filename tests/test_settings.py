@@ -83,6 +83,9 @@ def test_the_preset_decides_what_nobody_else_does():
     vgg = {"preset": "released", "backbone": "vgg16"}
     assert resolve("voc12", vgg)["affinity_norm"] == [8, 16, 32, 0]
     assert resolve("voc12", vgg | {"affinity_norm": False})["affinity_norm"] is False
+    by_hand = resolve("voc12", vgg | {"momentum": 0.9, "weight_decay": 0.0, "affinity_norm": None})
+    assert (by_hand["momentum"], by_hand["weight_decay"]) == (0.9, 0)
+    assert by_hand["affinity_norm"] == [8, 16, 32, 0]
 
 
 def test_the_dcrf_of_the_affinity_labels_is_that_after_the_walk_unless_it_has_its_own():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scenes import CLASSES, Mean, draw_scenes, same_state, state_of
+from scenes import CLASSES, Mean, draw_scenes, loss, same_state, state_of
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -61,11 +61,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.drop(self.norm(self.backbone(x)).flatten(1)))
-
-
-def loss(model: nn.Module, batch) -> torch.Tensor:
-    inputs, target = batch
-    return nn.functional.cross_entropy(model(inputs), target)
 
 
 def trained(path, recipe: Recipe, samples: Dataset | None = None, net: nn.Module | None = None):

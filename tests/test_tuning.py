@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from scenes import draw_scenes
 
 from affinity_lib.__main__ import main
-from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinity_labels import confident_labels
-from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import with_background
+from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.crf import CRFSettings
-from affinity_lib.data.files import load_scores, save_scores
+from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
@@ -28,32 +24,9 @@ from affinity_lib.segmentation_labels import synthesize_labels
 from affinity_lib.stages.cams import cam_labels
 from affinity_lib.stages.evaluation import evaluate, evaluate_each
 from affinity_lib.stages.tuning import try_affinity_labels, try_crfs, try_walks
-from affinity_lib.stages.walk import Walk
-from affinity_lib.training.inputs import Inputs
 
 SPLIT = {"split": "train", "uses_tags": True}
 CRF = CRFSettings(bilateral_sxy=10, bilateral_compat=3, iterations=2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> VOCData:
-    return draw_scenes(tmp_path_factory.mktemp("scenes"), 4, size=40)
-
-
-@pytest.fixture
-def cams(data, tmp_path):
-    torch.manual_seed(0)
-    for image_id in data.ids("train"):
-        tags = data.tags(image_id)
-        save_scores(tmp_path / "cams" / f"{image_id}.npz", tags, torch.rand(len(tags), 5, 5))
-    return tmp_path / "cams"
-
-
-@pytest.fixture
-def walk(data, cams) -> Walk:
-    torch.manual_seed(0)
-    net = AffinityNet(build_backbone("small", output_stride=4), (8, 8, 8)).eval()
-    return Walk(net, Inputs(data, net.backbone), cams, half_plane_offsets(3), 8, "mean")
 
 
 def test_cam_labels_of_all_exponents_are_those_of_each(data, cams):
@@ -83,7 +56,12 @@ def test_walks_tried_together_have_the_miou_of_each(data, walk):
     found = try_walks(walk, ids, alphas, betas, steps, every=1)
     for (a, alpha), (b, beta), (s, t) in product(*map(enumerate, (alphas, betas, steps))):
         walk.alpha = alpha
-        one = evaluate(data, ids, lambda i, beta=beta, t=t: walk.labels(i, beta, t), **SPLIT)
+
+        def labels(image_id, beta=beta, t=t):
+            tags, walked = walk.walked(image_id, beta, t)
+            return to_labels(resize(walked, (40, 40)), tags).numpy()
+
+        one = evaluate(data, ids, labels, **SPLIT)
         assert found[a, b, s] == pytest.approx(one.miou)
 
 

@@ -148,7 +148,7 @@ def test_the_folders_that_were_given_stay_as_they_are(voc, sbd, tmp_path):
 
 def test_files_are_copied_where_the_disk_cannot_link(voc, sbd, tmp_path, monkeypatch):
     linked = voc12.prepare_voc12(tmp_path / "linked", voc, sbd)
-    monkeypatch.setattr(voc12.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
     assert contents(voc12.prepare_voc12(tmp_path / "copied", voc, sbd)) == contents(linked)
 
 

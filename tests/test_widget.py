@@ -16,11 +16,13 @@ import numpy as np
 import playwright
 import pytest
 import torch
+from browser import CHROMIUM
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from scenes import draw_walk
+from scenes import draw_walk, released_walk
 
-from affinity_lib.affinity import affinities, half_plane_offsets, pairs_inside
+from affinity_lib.affinity import half_plane_offsets
+from affinity_lib.cam import resize, to_labels
 from affinity_lib.evaluation import image_miou
 from affinity_lib.plots import class_colors
 from affinity_lib.random_walk import chebyshev_coefficients, random_walk
@@ -31,12 +33,10 @@ from affinity_lib.showing.report import write_report
 from affinity_lib.showing.widget import WalkPicture, embedded
 from affinity_lib.stages.walk import Walk
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
 OFFSETS = half_plane_offsets(5)
 NODE = shutil.which("node") or shutil.which(
     "node", path=Path(playwright.__file__).parent / "driver"
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_node = pytest.mark.skipif(not NODE, reason="node is not installed")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 CAPTION = "*One cell and where the walk carries it.*"
@@ -87,12 +87,9 @@ def picture(scene: tuple[Walk, str]) -> WalkPicture:
 
 @needs_node
 def test_its_walk_is_the_released_one():
-    expected = np.load(PARITY / "random_walk_13x17.npz")
-    features, cams = (torch.from_numpy(expected[name]) for name in ("features", "cam"))
-    affinity = affinities(features[None], OFFSETS, reduction="mean")[0]
-    affinity = affinity * pairs_inside(OFFSETS, 13, 17, border=4)
-    walked = walked_in_node(cams, affinity, OFFSETS, int(expected["beta"]), int(expected["t"]))
-    np.testing.assert_allclose(walked, expected["random_walk"], atol=1e-4)
+    kept, affinity = released_walk()
+    walked = walked_in_node(kept["cam"], affinity, OFFSETS, int(kept["beta"]), int(kept["t"]))
+    np.testing.assert_allclose(walked, kept["random_walk"], atol=1e-4)
 
 
 @needs_node
@@ -139,7 +136,8 @@ def test_its_labels_and_their_iou_are_those_of_the_notebooks(scene, picture: Wal
     })()"""
     found = in_node(expression, picture.data)
     mask = walk.inputs.data.mask(image_id)
-    labels = walk.labels(image_id, 8, 64)
+    tags, walked = walk.walked(image_id, 8, 64)
+    labels = to_labels(resize(walked, mask.shape), tags).numpy()
     assert found["truth"] == mask.ravel().tolist()
     assert (np.array(found["labels"]) == labels.ravel()).mean() > 0.995
     own = np.array(found["labels"]).reshape(mask.shape)

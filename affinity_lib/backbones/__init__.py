@@ -13,23 +13,13 @@ import timm
 import torch
 import torchvision
 
-from affinity_lib.backbones.base import Backbone, Features, freeze
+from affinity_lib.backbones.base import Backbone
 from affinity_lib.backbones.resnet38 import ResNet38
 from affinity_lib.backbones.small import SmallBackbone
 from affinity_lib.backbones.timm_backbone import TimmBackbone
 from affinity_lib.backbones.vgg16 import VGG16
 from affinity_lib.backbones.weights import fill_backbone, load_backbone
 from affinity_lib.errors import InputError
-
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "Entry",
-    "Features",
-    "SmallBackbone",
-    "build_backbone",
-    "freeze",
-]
 
 
 @dataclass(frozen=True)

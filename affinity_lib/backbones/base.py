@@ -33,23 +33,33 @@ class Backbone(nn.Module):
     A subclass sets the attributes and defines ``levels``; where the top map is more than the third
     level, ``top``; and where other people's weight files have other names, ``translate``.
 
+    Args:
+        name: of the network.
+        output_stride: pixels of the image per cell of the maps.
+        strides: those that the network can have.
+
+    Raises:
+        InputError: another output stride.
+
     Attributes:
         channels: channels of the three levels.
         top_channels: channels of the top map.
-        output_stride: pixels of the image per cell of the maps.
         mean, std: the normalisation its weights expect, RGB in [0, 1].
         stages: names of submodules, in groups from the image upwards; ``freeze`` counts them.
     """
 
     channels: tuple[int, int, int]
     top_channels: int
-    output_stride: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stages: tuple[tuple[str, ...], ...]
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, output_stride: int, strides: Sequence[int]) -> None:
         super().__init__()
+        if output_stride not in strides:
+            known = " or ".join(map(str, strides))
+            raise InputError(f"output_stride of {name} must be {known}, got {output_stride}")
+        self.name, self.output_stride = name, output_stride
         self.frozen_stages = 0
         self.frozen_norm = False
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from affinity_lib.backbones.base import Backbone
-from affinity_lib.errors import InputError
 
 
 class ResNet38(Backbone):
@@ -46,10 +45,7 @@ class ResNet38(Backbone):
     )
 
     def __init__(self, output_stride: int = 8) -> None:
-        super().__init__()
-        if output_stride != 8:
-            raise InputError(f"output_stride of resnet38 must be 8, got {output_stride}")
-        self.output_stride = output_stride
+        super().__init__("resnet38", output_stride, (8,))
         self.conv1a = _conv(3, 64, 3)
         self._add_wide_stage("b2", 3, 64, 128, 128, stride=2)
         self._add_wide_stage("b3", 3, 128, 256, 256, stride=2)

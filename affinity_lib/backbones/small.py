@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from affinity_lib.backbones.base import Backbone, pooled_to
-from affinity_lib.errors import InputError
 
 
 class SmallBackbone(Backbone):
@@ -28,10 +27,7 @@ class SmallBackbone(Backbone):
     stages = (("stem",), ("stage1",), ("stage2",), ("stage3",))
 
     def __init__(self, output_stride: int = 8) -> None:
-        super().__init__()
-        if output_stride not in (4, 8):
-            raise InputError(f"output_stride of small must be 4 or 8, got {output_stride}")
-        self.output_stride = output_stride
+        super().__init__("small", output_stride, (4, 8))
         stride, dilation = (2, 1) if output_stride == 8 else (1, 2)
         self.stem = _conv(3, 32, stride=2)
         self.stage1 = nn.Sequential(_conv(32, 64, stride=2), _Residual(64, 1))

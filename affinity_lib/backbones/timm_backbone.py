@@ -31,10 +31,7 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, name: str, output_stride: int = 8) -> None:
-        super().__init__()
-        if output_stride not in (8, 16):
-            raise InputError(f"output_stride of {name} must be 8 or 16, got {output_stride}")
-        self.name, self.output_stride = name, output_stride
+        super().__init__(name, output_stride, (8, 16))
         self.model = self._create()
         info = self.model.feature_info
         self._indices = list(range(len(info)))[-3:]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from affinity_lib.backbones.base import Backbone
-from affinity_lib.errors import InputError
 
 # channels and dilation of each stage's convolutions; torchvision's configuration "D"
 _STAGES = ((64, 2, 1), (128, 2, 1), (256, 3, 1), (512, 3, 1), (512, 3, 2))
@@ -53,10 +52,7 @@ class VGG16(Backbone):
     )
 
     def __init__(self, output_stride: int = 8, fc6_dilation: int = 12, pool5: bool = True) -> None:
-        super().__init__()
-        if output_stride != 8:
-            raise InputError(f"output_stride of vgg16 must be 8, got {output_stride}")
-        self.output_stride = output_stride
+        super().__init__("vgg16", output_stride, (8,))
         layers: list[nn.Module] = []
         inputs = 3
         for stage, (outputs, convs, dilation) in enumerate(_STAGES):

@@ -13,7 +13,13 @@ from pathlib import Path
 from PIL import Image
 
 from affinity_lib.data.faults import shortened
-from affinity_lib.data.files import RAW_SUFFIXES, is_plain_jpeg, open_photograph, write_aside
+from affinity_lib.data.files import (
+    RAW_SUFFIXES,
+    files_in,
+    is_plain_jpeg,
+    open_photograph,
+    write_aside,
+)
 from affinity_lib.data.layout import MAX_CLASSES, same_class, write_lists, write_tags
 from affinity_lib.data.progress import Progress
 from affinity_lib.data.tag_tables import Row, Table, read_table
@@ -153,13 +159,12 @@ class _Files:
         self.exact: dict[str, Path] = {}
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         suffixes = {*Image.registered_extensions(), *RAW_SUFFIXES, ".heic", ".heif"}
-        for file in sorted(folder.rglob("*")):
+        for file in files_in(folder):
             name = file.relative_to(folder)
-            if file.is_file() and not any(part.startswith(".") for part in name.parts):
-                self.exact[name.as_posix()] = file
-                self.by_name[_parts(name.as_posix())[-1]].append(file)
-                if file.suffix.lower() in suffixes:
-                    self.by_name[_parts(name.with_suffix("").as_posix())[-1]].append(file)
+            self.exact[name.as_posix()] = file
+            self.by_name[_parts(name.as_posix())[-1]].append(file)
+            if file.suffix.lower() in suffixes:
+                self.by_name[_parts(name.with_suffix("").as_posix())[-1]].append(file)
 
     def find(self, name: str) -> Path:
         """The file of that name, or the only one that fits without case, suffix or folders."""

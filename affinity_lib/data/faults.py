@@ -164,11 +164,10 @@ def remarks(data: VOCData, train: str, val: str) -> list[str]:
 def class_counts(data: VOCData, split: str) -> dict[str, int]:
     """The number of a split's images that carry each class; what cannot be read counts nowhere."""
     counts = dict.fromkeys(data.classes, 0)
-    with suppress(InputError):
-        for image_id in dict.fromkeys(data.listed(split)):
-            with suppress(InputError):
-                for tag in data.tags(image_id):
-                    counts[data.classes[tag - 1]] += 1
+    for image_id in dict.fromkeys(data.listed(split, missing_ok=True)):
+        with suppress(InputError):
+            for tag in data.tags(image_id):
+                counts[data.classes[tag - 1]] += 1
     return counts
 
 

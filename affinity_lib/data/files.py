@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from affinity_lib.errors import InputError
@@ -93,13 +93,8 @@ def load_json(path: str | Path) -> Any:
     Traceback (most recent call last):
     affinity_lib.errors.InputError: nowhere.json is missing: run the step that writes it
     """
-    path = _existing(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not JSON ({error}): remove it and run the step that writes it again"
-        ) from error
+    with _reading(path, "is not JSON", ValueError, RecursionError) as file:
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def save_tensors(
@@ -140,16 +135,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     Traceback (most recent call last):
     affinity_lib.errors.InputError: nowhere.safetensors is missing: run the step that writes it
     """
-    path = _existing(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}): "
-            "remove it and run the step that writes it again"
-        ) from error
+    with (
+        _reading(path, "is not a whole safetensors file", SafetensorError) as there,
+        safe_open(there, framework="pt") as file,
+    ):
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 
 def save_scores(
@@ -207,18 +198,31 @@ def load_scores(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Traceback (most recent call last):
     affinity_lib.errors.InputError: nowhere.npz is missing: run the step that writes it
     """
-    path = _existing(path)
-    try:
-        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+    # bytes that are no archive of arrays can raise anything
+    with _reading(path, "does not hold whole score maps", Exception) as there:
+        with there.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             tags, scores = file["tags"], file["scores"].astype(np.float32)
         if tags.dtype != np.int64 or scores.ndim != 3 or tags.shape != scores.shape[:1]:
             raise ValueError(f"{scores.shape} for tags {tags.shape} of {tags.dtype}")
         return tags, scores
-    except Exception as error:  # bytes that are no archive of arrays can raise anything
-        raise InputError(
-            f"{path} does not hold whole score maps ({error}): "
-            "remove it and run the step that writes it again"
-        ) from error
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """A second name for a file that nothing writes into; a copy where disks cannot do that."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and in the folders below it, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def missing(ids: Sequence[str], folder: Path, suffix: str) -> list[str]:
@@ -238,7 +242,6 @@ RAW_SUFFIXES = (
 )  # fmt: skip
 """Cameras' raw files, which decode as the small preview in them."""
 
-_ORIENTATION = 0x0112  # of EXIF
 _HEIF = (b"heic", b"heix", b"heif", b"hevc", b"mif1")
 
 
@@ -303,7 +306,7 @@ def is_plain_jpeg(path: str | Path) -> bool:
     """
     with _opened(path) as image:
         plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-        return plain and image.getexif().get(_ORIENTATION, 1) == 1
+        return plain and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -345,11 +348,18 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _existing(path: str | Path) -> Path:
+@contextmanager
+def _reading(path: str | Path, fault: str, *errors: type[Exception]) -> Iterator[Path]:
+    """Read a file that a step has written; these errors mean that it has the fault."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is missing: run the step that writes it")
-    return path
+    try:
+        yield path
+    except errors as error:
+        raise InputError(
+            f"{path} {fault} ({error}): remove it and run the step that writes it again"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

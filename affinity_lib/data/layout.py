@@ -141,7 +141,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     """
     lines = (" ".join(line.split()) for line in read_text(path).splitlines())
     names = tuple(line for line in lines if line)
-    spelled = {_spelling(name) or name for name in names}
+    spelled = {spelling(name) or name for name in names}
     different = len(spelled) == len(names) and "background" not in spelled
     if not 1 <= len(names) <= MAX_CLASSES or not different:
         raise InputError(
@@ -187,9 +187,14 @@ def same_class(name: str, names: Iterable[str]) -> str:
     >>> same_class("Tv/Monitor", ["sofa", "tvmonitor"]), same_class("airplane", ["aeroplane"])
     ('tvmonitor', 'aeroplane')
     """
-    spelled = {_spelling(known): known for known in names} | {"": ""}
-    spelling = _spelling(name)
-    return spelled.get(spelling) or spelled.get(_OTHER_NAMES.get(spelling, ""), "")
+    spelled = {spelling(known): known for known in names} | {"": ""}
+    own = spelling(name)
+    return spelled.get(own) or spelled.get(_OTHER_NAMES.get(own, ""), "")
+
+
+def spelling(name: str) -> str:
+    """What stays of a name in every spelling: "TV/Monitor" and "tv_monitor" are the same."""
+    return re.sub(r"[\s_./-]+", "", name.casefold())
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
@@ -249,8 +254,3 @@ def _stem(name: str) -> str:
     name = re.split(r"[/\\]", name)[-1]
     suffix = next((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
     return name.removesuffix(name[len(name) - len(suffix) :]) or name
-
-
-def _spelling(name: str) -> str:
-    """What stays of a name in every spelling: "TV/Monitor" and "tv_monitor" are the same."""
-    return re.sub(r"[\s_./-]+", "", name.casefold())

@@ -75,12 +75,12 @@ class Progress(tqdm):
 Progress.set_lock(RLock())  # of threads: no other process shows anything
 
 
-def print_above(text: str, end: str = "\n") -> None:
+def print_above(text: str) -> None:
     """Print at once, and in place of the line where both are on one terminal."""
     show = screen()
     if isinstance(show, _Terminal) and not show.head and sys.stdout.isatty():
         show("")
-    print(text, end=end, flush=True)
+    print(text, flush=True)
 
 
 @contextmanager

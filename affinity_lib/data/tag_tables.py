@@ -13,10 +13,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from affinity_lib.data.layout import read_text
+from affinity_lib.data.layout import read_text, spelling
 from affinity_lib.data.tag_cells import no_name, short, split_cells
 from affinity_lib.errors import InputError
 
@@ -94,15 +94,14 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     header, records = _records(path, _decoded(path))
-    names = [_key(name) for name in header]
+    names = [spelling(name) for name in header]
     doubts = [name for name, key in zip(header, names, strict=True) if key in _DOUBTS]
     if doubts:
         raise InputError(
             f"{path} has a column {doubts[0]}: keep the rows whose tags are certain and take the "
             "column out"
         )
-    file = min((k for k in names if k in FILE_COLUMNS), key=FILE_COLUMNS.index)
-    file = names.index(file)
+    file = names.index(next(name for name in FILE_COLUMNS if name in names))
     tags = [column for column, key in enumerate(names) if key in TAG_COLUMNS]
     if len(tags) > 1:
         raise InputError(
@@ -136,7 +135,7 @@ def _records(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str
     try:
         for delimiter in declared[1] if declared else _DELIMITERS:
             header = next(filter(any, _reader(text, delimiter)), [])
-            if any(_key(name) in FILE_COLUMNS for name in header) and len(header) > 1:
+            if any(spelling(name) in FILE_COLUMNS for name in header) and len(header) > 1:
                 break
         else:
             start = next((line for line in text.splitlines() if line.strip()), "")
@@ -162,10 +161,6 @@ def _reader(text: str, delimiter: str, strict: bool = False) -> Iterator[list[st
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict)
 
 
-def _key(name: str) -> str:
-    return re.sub(r"[\s_./-]+", "", name).casefold()
-
-
 def _whole(
     path: Path, header: list[str], records: list[tuple[int, list[str]]], table: Table
 ) -> list[tuple[int, list[str]]]:
@@ -177,15 +172,13 @@ def _whole(
                 f"row {number} of {path} has too many cells: put its tags in one cell, separated "
                 "by semicolons, in quotes"
             )
-        elif len(cells) < len(header) and not any(header[len(cells) :]):
-            whole.append((number, cells + [""] * (len(header) - len(cells))))
-        elif len(cells) < len(header):
+        elif any(header[len(cells) :]):
             table.faults.append(
                 f"row {number} of {path} has too few cells, {len(cells)} instead of "
                 f"{len(header)}: leave the cell of an image without tags empty"
             )
         else:
-            whole.append((number, cells[: len(header)]))
+            whole.append((number, (cells + [""] * len(header))[: len(header)]))
     for column, name in enumerate(header):
         filled = [cells[column] for _, cells in whole if cells[column]]
         counts = column == 0 and all(cell.isdecimal() for cell in filled)
@@ -203,7 +196,7 @@ def _read_tags(
     table: Table,
 ) -> None:
     names = Counter(cells[file] for _, cells in records)
-    one_a_row = TAG_COLUMNS[_key(header[column])]
+    one_a_row = TAG_COLUMNS[spelling(header[column])]
     repeats = len(names) < len(records)
     cells = {number: row[column].replace("\r\n", "\n") for number, row in records}
     tags, faults, how = split_cells(path, cells, one_a_row and repeats)
@@ -247,7 +240,7 @@ def _read_one_hot(
                 f"whether the class is there: name the column of tags tags, or keep "
                 f"{header[file]} and one column a class"
             )
-        if _key(header[column]) in _FLAGS:
+        if spelling(header[column]) in _FLAGS:
             raise InputError(f"{other} {header[column]} is hardly a class: take it out")
     for number, row in records:
         tags = (" ".join(header[c].split()) for c in columns if _YES_NO[row[c].casefold()])
@@ -277,12 +270,12 @@ def _check_names(path: Path, table: Table) -> None:
     ]  # fmt: skip
     spellings: dict[str, str] = {}
     for tag in sorted(counts, key=lambda tag: (-counts[tag], not tag.islower(), tag)):
-        first = spellings.setdefault(_key(tag), tag)
+        first = spellings.setdefault(spelling(tag), tag)
         if first.casefold() != tag.casefold():
             raise InputError(f"{path} has the tags {first!r} and {tag!r}: write them the same")
         if first != tag:
             table.notes.append(f"{tag} and {first} are one class, {first}")
     table.rows = [
-        Row(row.number, row.name, tuple(dict.fromkeys(spellings[_key(tag)] for tag in row.tags)))
+        replace(row, tags=tuple(dict.fromkeys(spellings[spelling(tag)] for tag in row.tags)))
         for row in table.rows
     ]

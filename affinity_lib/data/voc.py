@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +128,20 @@ class VOCData:
         there = [folder for folder in folders if any(folder.glob("*.txt"))]
         return (there or folders)[0] / f"{split}.txt"
 
-    def listed(self, split: str) -> list[str]:
+    def listed(self, split: str, missing_ok: bool = False) -> list[str]:
         """What a split's list names, in its order: with repetitions, and with what is left out.
+
+        Args:
+            split: the name of a list, e.g. "train"; see :meth:`list_path`.
+            missing_ok: give no ids, instead of an error.
 
         Raises:
             InputError: there is no such list, or it is empty.
         """
+        if missing_ok:
+            with suppress(InputError):
+                return self.listed(split)
+            return []
         if split not in self._lists:
             path = self.list_path(split)
             if not path.is_file():
@@ -155,12 +164,7 @@ class VOCData:
             InputError: there is no such list, it is empty, or no image of it carries a class that
                 was chosen.
         """
-        try:
-            listed = dict.fromkeys(self.listed(split))
-        except InputError:
-            if not missing_ok:
-                raise
-            return []
+        listed = dict.fromkeys(self.listed(split, missing_ok))
         ids = [image_id for image_id in listed if not self.leaves_out(image_id)]
         if not ids and not missing_ok:
             raise InputError(
@@ -171,10 +175,7 @@ class VOCData:
 
     def left_out(self, split: str) -> list[str]:
         """The images of a split that are not in :meth:`ids`; none where there is no list."""
-        try:
-            listed = dict.fromkeys(self.listed(split))
-        except InputError:
-            return []
+        listed = dict.fromkeys(self.listed(split, missing_ok=True))
         return [image_id for image_id in listed if self.leaves_out(image_id)]
 
     def leaves_out(self, image_id: str) -> bool:

@@ -7,8 +7,6 @@ make 10,582 training images.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from torchvision.datasets.sbd import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from affinity_lib.data.archives import Archive, fetch
-from affinity_lib.data.files import write_aside
+from affinity_lib.data.files import link, save_text, write_aside
 from affinity_lib.data.label_maps import write_labels
 from affinity_lib.data.layout import read_ids
 from affinity_lib.data.matfile import read_field
@@ -87,8 +85,8 @@ def prepare_voc12(
     downloads = root.with_name("downloads")
     voc = find_data_set(Path(voc).expanduser(), VOC) if voc else fetch(VOC, downloads)
     sbd = find_data_set(Path(sbd).expanduser(), SBD) if sbd else fetch(SBD, downloads)
-    lists = {name: _read_list(voc / _LISTS / f"{name}.txt") for name in ("train", "val")}
-    extra = (_read_list(sbd / f"{name}.txt") for name in ("train", "val"))
+    lists = {name: read_ids(_of_voc(voc / _LISTS / f"{name}.txt")) for name in ("train", "val")}
+    extra = (read_ids(sbd / f"{name}.txt") for name in ("train", "val"))
     lists["train_aug"] = train_aug(lists["train"], lists["val"], *extra)
     for name, size in SIZES.items():
         if len(lists[name]) != size:
@@ -97,7 +95,7 @@ def prepare_voc12(
                 "unpack both data sets again, whole"
             )
     if (voc / _LISTS / "test.txt").is_file():
-        lists["test"] = _read_list(voc / _LISTS / "test.txt")
+        lists["test"] = read_ids(voc / _LISTS / "test.txt")
     with write_aside(root) as aside:
         _assemble(aside, voc, sbd, lists)
     return root
@@ -161,10 +159,10 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _read_list(path: Path) -> list[str]:
+def _of_voc(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{path} is missing: unpack the data set again")
-    return read_ids(path)
+        raise InputError(f"{path} is missing: unpack the whole of VOC 2012")
+    return path
 
 
 def _assemble(root: Path, voc: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
@@ -175,20 +173,10 @@ def _assemble(root: Path, voc: Path, sbd: Path, lists: dict[str, list[str]]) -> 
     for folder, suffix, ids in jobs:
         (root / folder).mkdir(parents=True)
         for image_id in ids:
-            _link(voc / folder / f"{image_id}{suffix}", root / folder / f"{image_id}{suffix}")
+            name = f"{folder}/{image_id}{suffix}"
+            link(_of_voc(voc / name), root / name)
     for image_id in Progress([i for i in tagged if i not in own], "masks of SBD"):
         labels = read_sbd_mask(sbd / "cls" / f"{image_id}.mat")
         write_labels(root / "SegmentationClass" / f"{image_id}.png", labels)
-    (root / _LISTS).mkdir(parents=True)
     for name, ids in lists.items():
-        text = "".join(f"{image_id}\n" for image_id in ids)
-        (root / _LISTS / f"{name}.txt").write_text(text, encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise InputError(f"{source} is missing: unpack the whole of VOC 2012")
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+        save_text(root / _LISTS / f"{name}.txt", "".join(f"{image_id}\n" for image_id in ids))

@@ -21,7 +21,8 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -81,21 +82,15 @@ def plain(source: str) -> str:
     return ast.unparse(tree)
 
 
-def needed_code(cells: Sequence[str]) -> str:
-    """The statements of some cells that the last cell needs, and the last cell.
+def needed_cells(cells: Sequence[str]) -> list[str]:
+    """The statements of some cells that the last cell needs, each in its cell, and the last cell.
 
     Going backwards, a statement is needed if it binds or may change a name that is needed. Calls
     that only draw, print or assert change nothing.
 
-    >>> print(needed_code(["a = 1\\nb = 2", "print(b)", "b = 3", "c = a"]))
-    a = 1
-    c = a
+    >>> needed_cells(["a = 1\\nb = 2", "print(b)", "b = 3", "c = a"])
+    ['a = 1', '', '', 'c = a']
     """
-    return "\n".join(code for code in needed_cells(cells) if code)
-
-
-def needed_cells(cells: Sequence[str]) -> list[str]:
-    """The statements of :func:`needed_code`, each in its cell."""
     trees = [*map(_statements, cells[:-1]), ast.parse(plain(cells[-1])).body]
     shows = {"print", "display"} | _bound_to(chain.from_iterable(trees), _SHOWS)
     kept, needed = [[] for _ in trees], set()
@@ -145,10 +140,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     """Name -> version of those packages that are installed."""
     found = {}
     for name in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -261,17 +254,15 @@ def _base(node: ast.AST) -> str:
 
 def _bound_to(statements: Iterable[ast.stmt], modules: tuple[str, ...]) -> set[str]:
     """The names that imports bind to some modules or to what is in them."""
-    found = set()
-    for node in statements:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith(modules):
-                    found.add(_bound_name(alias))
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                if f"{node.module}.{alias.name}".startswith(modules):
-                    found.add(_bound_name(alias))
-    return found
+    return {bound for name, bound in _imported(statements) if name.startswith(modules)}
+
+
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
+    """The dotted name of each thing that is imported, and the name that it is bound to."""
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            of = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from ((f"{of}{alias.name}", _bound_name(alias)) for alias in node.names)
 
 
 def _is_store(node: ast.AST) -> bool:
@@ -299,11 +290,6 @@ def _library_imports(code: str) -> set[str]:
         tree = ast.parse(code)
     except SyntaxError:
         return set()
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".") for name in names if name.split(".")[0] == "affinity_lib"]
+    parts = [name.split(".") for name, _ in _imported(ast.walk(tree))]
+    parts = [part for part in parts if part[0] == "affinity_lib"]
     return {".".join(part[: k + 1]) for part in parts for k in range(len(part))}

@@ -6,10 +6,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from affinity_lib.data.files import load_json, save_json
+from affinity_lib.data.files import files_in, load_json, save_json
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
@@ -68,12 +69,8 @@ def artifacts(run: Path, stem: str) -> dict[str, dict[str, Any]]:
     Returns:
         Path within the run -> ``{"sha256": ..., "bytes": ...}``, sorted.
     """
-    files = sorted(path for path in (run / stem).rglob("*") if path.is_file())
-    return {
-        path.relative_to(run).as_posix(): fingerprint(path)
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(run).parts)
-    }
+    files = files_in(run / stem)
+    return {path.relative_to(run).as_posix(): fingerprint(path) for path in files}
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -111,11 +108,11 @@ def verify(run: Path) -> tuple[int, list[str]]:
         found += damage(run, recorded)
         extra = artifacts(run, stem).keys() - record["artifacts"].keys()
         found += [f"{name} is not recorded" for name in sorted(extra)]
-        now = inputs_now(run, record["key"])
+        current = inputs_now(run, record["key"])
         found += [
             f"{name} has changed since {stem} has read it"
             for name, value in record["key"]["inputs"].items()
-            if now[name] != value
+            if current[name] != value
         ]
     results = manifest.get("results", {})
     return count + len(results), list(dict.fromkeys(found + damage(run, results)))
@@ -127,6 +124,11 @@ def inputs_now(run: Path, key: Mapping[str, Any]) -> dict[str, str]:
         name: data_hash(key["settings"]["data_root"]) if name == DATA else input_hash(run, name)
         for name in key["inputs"]
     }
+
+
+def now() -> str:
+    """The time as records have it: in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def surroundings(device: str = "auto") -> dict[str, Any]:

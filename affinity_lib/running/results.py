@@ -14,6 +14,7 @@ from affinity_lib.running import manifest as mf
 from affinity_lib.stages import STEPS
 
 _MERGED = ("dataset", "settings", "table1", "segmentation", "per_class")
+_NUMBERS = ("table1", "segmentation", "per_class", "seconds")
 
 
 def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Sequence[str]) -> None:
@@ -51,8 +52,8 @@ def load_results(run: Path) -> dict[str, Any]:
     """
     path = run / "results.json"
     results = load_json(path)
-    parts = ("table1", "segmentation", "per_class", "seconds")
-    if not isinstance(results, dict) or not all(_are_numbers(results.get(p), {}) for p in parts):
+    whole = isinstance(results, dict) and all(_are_numbers(results.get(p), {}) for p in _NUMBERS)
+    if not whole:
         raise InputError(f"{path} does not hold the results of a run: run it again")
     return results
 
@@ -109,13 +110,11 @@ def summary(run: Path) -> str:
 
 def compare(first: Path, second: Path) -> str:
     """Settings and metrics of two runs side by side, as text; a star marks what differs."""
-    rows: list[tuple[str, str, str]] = []
-    for read in (_settings, _metrics):
-        left, right = read(first), read(second)
-        rows += [
-            (name, str(left.get(name, "-")), str(right.get(name, "-")))
-            for name in dict.fromkeys([*left, *right])
-        ]
+    rows = [
+        (name, str(left.get(name, "-")), str(right.get(name, "-")))
+        for left, right in zip(_facts(first), _facts(second), strict=True)
+        for name in dict.fromkeys([*left, *right])
+    ]
     heads = ("", display_path(first), display_path(second))
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(3)]
     lines = []
@@ -132,22 +131,18 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    return mf.load_manifest(run).get("settings", {})
-
-
-def _metrics(run: Path) -> dict[str, str]:
+def _facts(run: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings and the metrics of a run, each by name."""
     results = load_results(run) if (run / "results.json").is_file() else {}
-    return {
+    metrics = {
         name: f"{value:.2f}"
-        for part in ("table1", "segmentation", "per_class", "seconds")
+        for part in _NUMBERS
         for name, value in _flat(results.get(part, {}), part)
     }
+    return mf.load_manifest(run).get("settings", {}), metrics
 
 
 def _flat(value: Any, name: str) -> list[tuple[str, float]]:
     if isinstance(value, Mapping):
         return [pair for key, one in value.items() for pair in _flat(one, f"{name}.{key}")]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return [(name, value)]
-    return []
+    return [] if value is None else [(name, value)]

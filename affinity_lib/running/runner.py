@@ -8,17 +8,15 @@ its files are whole; else its notebook is executed, and keeps of its results wha
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from affinity_lib.data.files import load_json
+from affinity_lib.data.files import link, load_json
 from affinity_lib.data.progress import shown_after
 from affinity_lib.running import cache, locks, preflight
 from affinity_lib.running import manifest as mf
@@ -73,13 +71,10 @@ def execute(
                 seconds = _stage(plan, stem, run, manifest, force, donors, log, head)
                 skipped += [] if seconds else [stem]
                 save_results(run, plan.profile, manifest, skipped)
-            except OSError as error:
-                log("failed")
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise StageFailed(disk_full(run, manifest)) from error
             except BaseException as error:
                 log("stopped" if isinstance(error, KeyboardInterrupt) else "failed", flush=True)
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise StageFailed(disk_full(run, manifest)) from error
                 raise
             log(f"... {seconds:.1f} s" if seconds else "... skipped", flush=True)
     return run
@@ -124,12 +119,11 @@ def begin(
     for folder in (run / stem, run / "levels"):
         for left in [] if folder.is_symlink() else folder.rglob(".*.part*"):  # of a killed writer
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     unread = {"inputs": {}, "machine": {}}
-    record = {"state": "running", "key": key_now(plan, stem, run, unread), "started": now}
+    record = {"state": "running", "key": key_now(plan, stem, run, unread), "started": mf.now()}
     if resumed:
         record = dict(manifest["stages"][stem])
-        record["resumed"] = [*record.get("resumed", []), now]
+        record["resumed"] = [*record.get("resumed", []), mf.now()]
     record |= mf.git_state(plan.root) | mf.computer(plan.values["device"])
     manifest["stages"][stem] = record
     mf.save_manifest(run, manifest)
@@ -176,7 +170,7 @@ def _stage(
     stages[stem] = begun | {
         "state": "done",
         "key": begun["key"] | _what_it_read(run / stem),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": mf.now(),
         "seconds": round(seconds, 1),
         "steps": seconds_of_sections(run / "notebooks" / f"{stem}.ipynb", seconds),
         "artifacts": mf.artifacts(run, stem),
@@ -225,13 +219,5 @@ def _take(stem: str, donor: Path, run: Path) -> None:
     notebook = run / "notebooks" / f"{stem}.ipynb"
     notebook.unlink(missing_ok=True)
     skip = shutil.ignore_patterns(".*.lock", ".*.before")
-    shutil.copytree(donor / stem, run / stem, ignore=skip, copy_function=_link)
-    _link(donor / "notebooks" / notebook.name, notebook)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file that nothing writes into; a copy where disks cannot do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    shutil.copytree(donor / stem, run / stem, ignore=skip, copy_function=link)
+    link(donor / "notebooks" / notebook.name, notebook)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,14 @@ def execute_part(
             log("... skipped", flush=True)
             return run
         log(f"({'; '.join(reasons[:3])})", end=" ", flush=True)
-        started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        started, start = mf.now(), time.perf_counter()
         with shown_after(head, log):
             part = "" if until == TRAIN else shard
             execute_notebook(plan, stem, run, manifest, cells, f".{name}", part)
         # only a failed one is kept
         (run / "notebooks" / f"{stem}.{name}.ipynb").unlink(missing_ok=True)
         seconds = time.perf_counter() - start
-        note = {"started": started, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+        note = {"started": started, "ended": mf.now()}
         _note(run, stem, name, note | mf.computer(plan.values["device"]))
     log(f"... {seconds:.1f} s", flush=True)
     return run

@@ -27,7 +27,7 @@ from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
 from affinity_lib.running.locks import locked
-from affinity_lib.running.settings import KINDS, PAPER, PLACES, check, resolve
+from affinity_lib.running.settings import KINDS, PAPER, PLACES, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +94,8 @@ class Stage:
         self.profile = self.profile or "toy"
         self.path = run_folder(self.profile, run_dir)
         self._share = parse_shard(shard) if shard else (0, 1)
-        self._given = check({key: value for key, value in given.items() if value is not None})
-        values = resolve(self.profile, self._given)
-        self.config = Config(values, self._note_read)
-        self._values = values
+        self._values = resolve(self.profile, given)
+        self.config = Config(self._values, self._note_read)
         self._read: dict[int, set[str]] = {}  # number of a cell -> the settings that it has read
         self._inputs: dict[str, str] = {}
         self._machine: dict[str, Any] = {}
@@ -211,11 +209,13 @@ class Stage:
 
     def _repr_markdown_(self) -> str:
         """The settings that the notebook explains, beside the paper's."""
+        from affinity_lib.plots import markdown_table  # which draws, as the runner never does
+
         names = [name for name in written(all_names=True) if name in KINDS]
         own = self._values
-        rows = [f"| `{name}` | {_shown(own[name])} | {_shown(PAPER[name])} |" for name in names]
-        head = ["| setting | this run | the paper |", "|---|---|---|"]
-        return "\n".join([f"Profile `{self.profile}`.", "", *head, *rows] if rows else head[:0])
+        rows = [[f"`{name}`", _shown(own[name]), _shown(PAPER[name])] for name in names]
+        table = markdown_table(["setting", "this run", "the paper"], rows)
+        return f"Profile `{self.profile}`.\n\n{table}" if rows else ""
 
     def _note(self, cells: Sequence[str], figures: bool = False) -> dict[str, Any]:
         """What a result depends on, from the code of the cells that has to do with it.

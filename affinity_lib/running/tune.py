@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 
 from affinity_lib.backbones.weights import load_network
 from affinity_lib.cam import with_background
-from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_scores, save_text
 from affinity_lib.errors import InputError
 from affinity_lib.running.manifest import load_manifest
@@ -100,16 +100,12 @@ def _walk(
     steps = sorted({64, 256, config.t})
     alphas = tuning.ALPHAS[2:]
     mious = tuning.try_walks(walk, ids, alphas, betas, steps)
-    best, beta, t = (
-        values[k]
-        for values, k in zip(
-            (alphas, betas, steps), np.unravel_index(mious.argmax(), mious.shape), strict=True
-        )
-    )
+    a, b, s = np.unravel_index(mious.argmax(), mious.shape)
+    best, beta, t = alphas[a], betas[b], steps[s]
     show(f"\nmIoU after the walk, t = {t}:\n")
     heads = ["alpha", *(f"beta {value:g}" for value in betas)]
     chosen = mious[:, :, steps.index(t)]
-    show(_table(heads, ([a, *row] for a, row in zip(alphas, chosen, strict=True))))
+    show(_table(heads, ([alpha, *row] for alpha, row in zip(alphas, chosen, strict=True))))
 
     affinity = {image_id: walk.affinity(image_id) for image_id in ids}
 
@@ -144,11 +140,10 @@ def _crfs(
     """The exponent, the width and the weight that are best together."""
     config, now = stage.config, crf_settings(stage.config, prefix)
     tried = [
-        CRFSettings(
+        replace(
+            now,
             bilateral_sxy=float(f"{now.bilateral_sxy * width:.2g}"),
-            bilateral_srgb=now.bilateral_srgb,
             bilateral_compat=float(f"{now.bilateral_compat * weight:.2g}"),
-            iterations=now.iterations,
         )
         for width, weight in _CRFS
     ]

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from affinity_lib.backbones.networks import load_segmentation_network
 from affinity_lib.cam import resize
 from affinity_lib.crf import dense_crf
-from affinity_lib.data.files import load_json, open_photograph, write_aside
+from affinity_lib.data.files import files_in, load_json, open_photograph, write_aside
 from affinity_lib.data.paths import data_path
 from affinity_lib.data.toy import MARKER, draw_scene
 from affinity_lib.data.voc import VOCData, write_labels
@@ -23,6 +22,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.plots import labelled, with_legend
 from affinity_lib.segmentation import label_probabilities
 from affinity_lib.training.inference import for_inference
+from affinity_lib.training.networks import load_segmentation_network
 from affinity_lib.training.parallel import each_image
 from affinity_lib.training.transforms import resize_long_side, to_tensor
 
@@ -108,10 +108,8 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         folder = Path(os.path.abspath(given))
         inside = {
             path: path.relative_to(folder)
-            for path in sorted(folder.rglob("*"))
+            for path in files_in(folder)
             if path.suffix.lower() in _endings()
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and not any(path.is_relative_to(result) for result in results)
         }
         if not inside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from affinity_lib.data.files import save_text, write_aside
 from affinity_lib.evaluation import PAPER_TABLE1
+from affinity_lib.plots import heat_map
 from affinity_lib.running.sweep import Row
 from affinity_lib.showing.tables import Table
 
@@ -85,14 +85,8 @@ def _picture(means: Sequence[Row], names: Sequence[str], metrics: Sequence[str])
     figure = Figure(figsize=(3.2 * len(metrics), 3.2), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         cells = [[_cell(means, {down: y, across: x}, key) for x in xs] for y in ys]
-        image = axes.imshow(cells, cmap="cividis")
-        for y, x in itertools.product(range(len(ys)), range(len(xs))):
-            value = cells[y][x]
-            dark = image.norm(value) < 0.5
-            axes.text(x, y, f"{value:.1f}", ha="center", va="center", color="w" if dark else "k")
-        axes.set(title=METRICS[key], xlabel=across, ylabel=down)
-        axes.set_xticks(range(len(xs)), xs)
-        axes.set_yticks(range(len(ys)), ys)
+        heat_map(axes, cells, {down: ys}, {across: xs})
+        axes.set_title(METRICS[key])
     return figure
 
 

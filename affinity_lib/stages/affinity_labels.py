@@ -31,7 +31,6 @@ def write_confident_labels(
     alpha_weak: float = 24,
     crf: CRFSettings | None = None,
     crf_scale: float = 1.0,
-    workers: int | None = None,
     soft: Path | None = None,
 ) -> None:
     """Write ``confident_labels`` of each tagged image that has none yet, over a process pool.
@@ -43,14 +42,13 @@ def write_confident_labels(
         out: folder of the label maps, palette PNGs of the images' size.
         alpha_strong, alpha_weak, crf: see ``confident_labels``.
         crf_scale: factor on the image's size at which the dCRF runs.
-        workers: processes, None for one a core.
         soft: folder for what ``SoftLabels`` reads, both dCRF results in half precision; None to
             keep the labels alone.
     """
     alphas = (alpha_strong, alpha_weak)
     check_alphas(*alphas)
     job = partial(write_trusted, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
-    map_images(job, data.with_tags(missing(ids, out, "png")), workers=workers)
+    map_images(job, data.with_tags(missing(ids, out, "png")))
 
 
 def affinity_targets(config: Any, data: VOCData, labels: Path) -> dict[str, Callable]:
@@ -118,8 +116,8 @@ def write_trusted(
     else:
         sharp = confidences(image, maps, alphas, crf)
     labels = trusted(sharp, tags).numpy()
-    width, height = data.image(image_id).size
+    size = data.image_size(image_id)[::-1]
     if soft is not None:
-        whole = resize(sharp.flatten(0, 1), (height, width))
+        whole = resize(sharp.flatten(0, 1), size)
         save_scores(soft / f"{image_id}.npz", [0, *tags] * 2, whole, compress=True)
-    data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))
+    data.write_labels(out / f"{image_id}.png", enlarge(labels, size))

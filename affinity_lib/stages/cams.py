@@ -20,9 +20,8 @@ from affinity_lib.cam import (
 )
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.data.voc import VOCData
-from affinity_lib.stages.seen import as_stored, moved, seen
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.inputs import Inputs, forward, moved
 from affinity_lib.training.parallel import each_image, turn
 
 
@@ -56,7 +55,7 @@ def infer_cams(
     todo = inputs.data.with_tags(missing(ids, out, "npz"))
     tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
     device = net.classifier.weight.device
-    stored = as_stored(inputs, scales, flip)
+    stored = inputs.as_stored(scales, flip)
     fast = net if stored or not todo else for_inference(net, mixed_precision)
 
     @torch.inference_mode()
@@ -65,7 +64,7 @@ def infer_cams(
             (image_id,) = some
             levels = inputs.stored_levels(image_id)
             with turn(device):
-                evidence = net.evidence(moved(device, levels)).cpu()
+                evidence = net.evidence(moved(levels, device)).cpu()
         else:
             images = torch.stack([inputs.image(i) for i in some])
             with turn(device):
@@ -115,9 +114,9 @@ def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, f
 
     @torch.inference_mode()
     def work(image_id: str) -> Tensor:
-        image = seen(inputs, image_id)
+        seen = inputs.seen(image_id)
         with turn(device):
-            return forward(net, moved(device, image)).cpu()
+            return forward(net, moved(seen, device)).cpu()
 
     right = (torch.cat(each_image(work, ids, "tags")) > 0) == inputs.data.multi_hot(ids).bool()
     percent = 100 * right.float().mean(dim=0)

@@ -12,9 +12,8 @@ from torch import Tensor
 from affinity_lib.crf import CRFSettings, dense_crf
 from affinity_lib.data.files import missing
 from affinity_lib.segmentation import SegmentationNet, label_probabilities, probabilities
-from affinity_lib.stages.seen import as_stored, device_of, moved
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.inputs import Inputs
+from affinity_lib.training.inputs import Inputs, device_of, moved
 from affinity_lib.training.parallel import each_image, turn
 
 
@@ -39,7 +38,7 @@ def write_predictions(
         mixed_precision: see ``for_inference``.
     """
     waiting = missing(ids, out, "png")
-    stored = as_stored(inputs, scales, flip)
+    stored = inputs.as_stored(scales, flip)
     fast = net if stored or not waiting else for_inference(net, mixed_precision)
 
     def work(image_id: str) -> None:
@@ -83,13 +82,11 @@ def predict(
     Returns:
         (C + 1, H, W) at the size of the original image, summing to one, on the CPU.
     """
-    width, height = inputs.data.image_size(image_id)
-    device = device_of(net)
-    if as_stored(inputs, scales, flip):
+    size, device = inputs.data.image_size(image_id)[::-1], device_of(net)
+    if inputs.as_stored(scales, flip):
         levels = inputs.stored_levels(image_id)
         with turn(device):
-            logits = [net.from_levels(moved(device, levels))]
-            return probabilities(logits, (height, width)).cpu()
+            return probabilities([net.from_levels(moved(levels, device))], size).cpu()
     image = inputs.image(image_id)[None]
     with turn(device):
-        return label_probabilities(net, image.to(device), (height, width), scales, flip).cpu()
+        return label_probabilities(net, image.to(device), size, scales, flip).cpu()

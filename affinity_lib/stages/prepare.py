@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -53,9 +52,7 @@ def find_faults(data: VOCData, train: str = "train", val: str = "val") -> Iterat
         train, val: names of the lists to look at.
     """
     yield from list_faults(data, train, val)
-    ids: dict[str, None] = {}
-    for split in (train, val):
-        with suppress(InputError):  # which is among the faults of the lists
-            ids |= dict.fromkeys(data.listed(split))
+    # that a list is missing is among the faults of the lists
+    ids = dict.fromkeys(i for split in (train, val) for i in data.listed(split, missing_ok=True))
     for faults in map_images(partial(image_faults, data), ids, what="checking images"):
         yield from faults

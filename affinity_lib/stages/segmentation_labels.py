@@ -28,7 +28,6 @@ def write_segmentation_labels(
     alpha: float | None = None,
     crf: CRFSettings | None = None,
     crf_scale: float = 1.0,
-    workers: int | None = None,
 ) -> None:
     """Write a palette PNG of labels for each tagged image that has none yet, over a process pool.
 
@@ -41,14 +40,12 @@ def write_segmentation_labels(
             scores whose first map is the background.
         crf: settings of the dCRF, or None for none.
         crf_scale: factor on the image's size at which the dCRF runs.
-        workers: processes, None for one a core.
 
     Raises:
         InputError: scores without a background map and no ``alpha``, or with one and ``alpha``.
     """
     job = partial(_write_segmentation, data, Path(scores), Path(out), alpha, crf, crf_scale)
-    todo = data.with_tags(missing(ids, out, "png"))
-    map_images(job, todo, workers=workers if crf else 1)
+    map_images(job, data.with_tags(missing(ids, out, "png")))
 
 
 def crf_settings(config: Any, prefix: str = "crf") -> CRFSettings:
@@ -89,5 +86,5 @@ def _write_segmentation(data, scores, out, alpha, crf, crf_scale, image_id) -> N
         maps = with_background(maps, alpha)
     image = pixels(data, image_id, crf_scale)
     labels = synthesize_labels(image, maps, tags, crf)
-    width, height = data.image(image_id).size
-    data.write_labels(out / f"{image_id}.png", enlarge(labels, (height, width)))
+    labels = enlarge(labels, data.image_size(image_id)[::-1])
+    data.write_labels(out / f"{image_id}.png", labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,18 @@ from affinity_lib.affinity import (
 )
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
-from affinity_lib.cam import on_grid, resize, to_labels
+from affinity_lib.cam import on_grid
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.random_walk import random_walk
-from affinity_lib.stages.seen import device_of, moved, seen
-from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.inputs import Inputs, device_of, forward, moved
 from affinity_lib.training.parallel import each_image, turn
 
 
+@dataclass
 class Walk:
     """The random walk from the CAMs of images, over what AffinityNet sees in them (section 3.3).
 
-    Args:
+    Attributes:
         net: in ``eval`` mode, on the device that walks.
         inputs: of the network's backbone.
         cams: folder of ``ID.npz`` score files.
@@ -41,20 +42,14 @@ class Walk:
         pooling: how the maps come to the grid, see ``on_grid``.
     """
 
-    def __init__(
-        self,
-        net: AffinityNet,
-        inputs: Inputs,
-        cams: Path,
-        offsets: Tensor,
-        alpha: float,
-        distance: str = "sum",
-        border: int = 0,
-        pooling: bool = False,
-    ) -> None:
-        self.net, self.inputs, self.cams = net, inputs, Path(cams)
-        self.offsets, self.alpha, self.distance = offsets, alpha, distance
-        self.border, self.pooling = border, pooling
+    net: AffinityNet
+    inputs: Inputs
+    cams: Path
+    offsets: Tensor
+    alpha: float
+    distance: str = "sum"
+    border: int = 0
+    pooling: bool = False
 
     @classmethod
     def of(cls, config: Any, net: AffinityNet, inputs: Inputs, cams: Path) -> Walk:
@@ -116,14 +111,6 @@ class Walk:
         grounds, cams = walked[: len(alphas)], walked[len(alphas) :]
         return tags, torch.stack([torch.cat([ground[None], cams]) for ground in grounds])
 
-    def labels(
-        self, image_id: str, beta: float, t: int, affinity: Tensor | None = None
-    ) -> np.ndarray:
-        """The label map of one image after the walk, (H, W) uint8 of its own size."""
-        tags, walked = self.walked(image_id, beta, t, affinity)
-        width, height = self.inputs.data.image_size(image_id)
-        return to_labels(resize(walked, (height, width)), tags).numpy()
-
     def write(self, ids: Sequence[str], out: Path, beta: float, t: int) -> None:
         """Write the walked maps of each image that has none yet, as ``ID.npz`` score files."""
 
@@ -163,9 +150,9 @@ def affinity_of(
         distance: ``reduction`` of ``affinities``.
         border: cells at the borders whose pixels start no pair, see ``pairs_inside``.
     """
-    image, device = seen(inputs, image_id), device_of(net)
+    seen, device = inputs.seen(image_id), device_of(net)
     with turn(device):
-        affinity = affinities(forward(net, moved(device, image)), offsets, distance)[0]
+        affinity = affinities(forward(net, moved(seen, device)), offsets, distance)[0]
         return affinity * pairs_inside(offsets, *affinity.shape[1:], border).to(device)
 
 

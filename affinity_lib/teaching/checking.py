@@ -102,11 +102,9 @@ def _verdict(number: str, answer: Callable[..., Any]) -> Verdict:
     text = [f"Hint: {hints[-1]}"] if hints else []
     if fault is None:
         return Verdict(f"{number} is still open", " ".join(text))
-    return Verdict(f"{number} is not right yet", " ".join([f"{_capital(fault)}.", *text]))
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    return Verdict(
+        f"{number} is not right yet", " ".join([f"{fault[:1].upper()}{fault[1:]}.", *text])
+    )
 
 
 def _is_strict() -> bool:

@@ -27,7 +27,7 @@ class Property:
     Attributes:
         sentence: what must be true, what is true instead (at ``{}``) and the remedy.
         holds: whether it is true in a case.
-        shown: what stands at ``{}``, or a tuple for several.
+        shown: what stands at ``{}``, or a tuple for several; the answer itself unless given.
 
     >>> rows = Property("the rows must sum to one", lambda c: close(c.got.sum(1), 1))
     >>> rows.holds(SimpleNamespace(got=torch.eye(3)))
@@ -36,7 +36,7 @@ class Property:
 
     sentence: str
     holds: Callable[[Any], bool]
-    shown: Callable[[Any], Any] = lambda c: ()
+    shown: Callable[[Any], Any] = lambda c: c.got
 
     def fault(self, case: Any) -> str:
         """The sentence, or nothing if the property holds."""
@@ -110,11 +110,14 @@ def shape(what: str) -> Property:
     )
 
 
-def unlike(sentence: str, mistake: Callable[[Any], Any]) -> Property:
-    """The property of not being what a known mistake makes of the inputs."""
-    return Property(
-        sentence, lambda c: close(c.want, wrong := mistake(c)) or not close(c.got, wrong)
-    )
+def unlike(sentence: str, *mistakes: Callable[[Any], Any]) -> Property:
+    """The property of not being what one of some known mistakes makes of the inputs."""
+
+    def holds(c: Any) -> bool:
+        made = [mistake(c) for mistake in mistakes]
+        return all(close(c.want, wrong) or not close(c.got, wrong) for wrong in made)
+
+    return Property(sentence, holds)
 
 
 def close(got: Any, want: Any) -> bool:

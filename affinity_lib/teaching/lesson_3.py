@@ -90,9 +90,6 @@ MAP = Exercise(
         unlike(
             "the map of (y, x) belongs to the pair with (y + dy, x + dx); yours looks the other way",
             lambda c: _map(c.features, c.dy, c.dx).roll((c.dy, c.dx), (0, 1)),
-        ),
-        unlike(
-            "the map of (y, x) belongs to the pair with (y + dy, x + dx); yours looks the other way",
             lambda c: _rolled(c.features, -c.dy, -c.dx),
         ),
         Property(
@@ -162,12 +159,10 @@ LOSS = Exercise(
             "a kind without any pair adds nothing; yours makes the loss {}: divide by the number "
             "of pairs or by 1, whichever is larger",
             lambda c: bool(c.got.isfinite()),
-            lambda c: float(c.got),
         ),
         Property(
             "a loss is positive, as no logarithm of an affinity is; yours is {:.2f}: minus",
             lambda c: float(c.got) > 0,
-            lambda c: float(c.got),
         ),
         unlike(
             "each kind of pair is averaged on its own (Eq. 7-9); yours averages over all pairs "
@@ -248,7 +243,6 @@ PULL = Exercise(
         Property(
             "a share lies between 0 and 1; yours is {:.2f}",
             lambda c: 0 <= float(c.got) <= 1,
-            lambda c: float(c.got),
         ),
     ],
     [

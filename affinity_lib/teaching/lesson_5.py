@@ -45,12 +45,8 @@ LABELS = Exercise(
 )
 
 
-def _image(size: Sequence[int]) -> np.ndarray:
-    return np.zeros((*size, 3), np.uint8)
-
-
 def _upsampled(scores: Tensor, tags: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    return synthesize_labels(_image(size), scores, tags)
+    return synthesize_labels(np.zeros((*size, 3), np.uint8), scores, tags)
 
 
 def _corners(c: Any) -> Tensor:

@@ -109,7 +109,7 @@ class Inputs:
         if not todo:
             return
         backbone = for_inference(self.backbone)
-        device = _device(backbone)
+        device = device_of(backbone)
 
         @torch.inference_mode()
         def work(image_id: str) -> None:
@@ -122,10 +122,16 @@ class Inputs:
 
     def levels(self, image_id: str, backbone: nn.Module) -> list[Tensor]:
         """The three levels of one image, each (1, c, h, w): stored, or seen by ``backbone``."""
-        device = _device(backbone)
-        if self.stored:
-            return [level.to(device) for level in self.stored_levels(image_id)]
-        return list(backbone.levels(self.image(image_id)[None].to(device)))
+        seen = moved(self.seen(image_id), device_of(backbone))
+        return seen if self.stored else list(backbone.levels(seen))
+
+    def seen(self, image_id: str) -> Tensor | list[Tensor]:
+        """What a network takes of an image, on the CPU: the image, or the stored levels."""
+        return self.stored_levels(image_id) if self.stored else self.image(image_id)[None]
+
+    def as_stored(self, scales: Sequence[float], flip: bool) -> bool:
+        """Whether the stored levels of a frozen backbone are all that is looked at."""
+        return self.stored and list(scales) == [1] and not flip
 
     def stored_levels(self, image_id: str) -> list[Tensor]:
         """The stored levels of one image on the CPU, each (1, c, h, w)."""
@@ -166,7 +172,7 @@ class Inputs:
         if crop < 1:
             raise InputError(f"crop must be >= 1 pixel, got {crop}")
         if self.stored:
-            return _LevelSamples(self, ids, crop, labels, pool)
+            return _LevelSamples(self, ids, labels, pool, crop)
         transform = TrainTransform(
             crop, self.backbone.mean, self.backbone.std, scale=scale, jitter=jitter
         )
@@ -186,15 +192,32 @@ def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:
     return output if output.device.type == "cpu" else output.float()
 
 
-class _ImageSamples(Dataset):
-    def __init__(self, inputs: Inputs, ids, labels, pool, transform: TrainTransform):
+def moved(seen: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """A batch of images, or of stored levels, on a device."""
+    return seen.to(device) if isinstance(seen, Tensor) else [level.to(device) for level in seen]
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(net.parameters()).device
+
+
+class _Samples(Dataset):
+    """Item k is of the k-th image: what a network sees, and its tags or labels."""
+
+    def __init__(self, inputs: Inputs, ids, labels, pool):
         self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
         self.tags = inputs.data.multi_hot(ids) if labels is None else None
-        self.transform = transform
-        self._labels = _Cache()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class _ImageSamples(_Samples):
+    def __init__(self, inputs: Inputs, ids, labels, pool, transform: TrainTransform):
+        super().__init__(inputs, ids, labels, pool)
+        self.transform = transform
+        self._labels = _Cache()
 
     def __getitem__(self, k: int):
         image_id = self.ids[k]
@@ -213,17 +236,13 @@ class _ImageSamples(Dataset):
         return labels if labels.shape[1:] == size else _resize(labels, size, "bilinear").numpy()
 
 
-class _LevelSamples(Dataset):
+class _LevelSamples(_Samples):
     """Random crops and flips of stored levels; labels at ``stride`` pixels a cell follow."""
 
-    def __init__(self, inputs: Inputs, ids, crop, labels, pool):
-        self.inputs, self.ids, self.labels, self.pool = inputs, list(ids), labels, pool
-        self.tags = inputs.data.multi_hot(ids) if labels is None else None
+    def __init__(self, inputs: Inputs, ids, labels, pool, crop: int):
+        super().__init__(inputs, ids, labels, pool)
         self.stride = inputs.backbone.output_stride
         self.cells = max(crop // self.stride, 1)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def prepare(self) -> None:
         self.inputs.store(self.ids)
@@ -241,12 +260,10 @@ class _LevelSamples(Dataset):
         labels, size = np.array(self.labels(image_id)), (height * s, width * s)
         place = (top * s, left * s, self.cells * s, flip)
         if labels.ndim == 3:
-            return levels, self.pool(
-                image_id, crop_and_flip(_resize(labels, size, "bilinear"), *place, 0)
-            )
-        return levels, crop_and_flip(
-            _resize(labels[None], size, "nearest-exact").long(), *place, VOID
-        )[0]
+            maps = _resize(labels, size, "bilinear")
+            return levels, self.pool(image_id, crop_and_flip(maps, *place, fill=0))
+        maps = _resize(labels[None], size, "nearest-exact").long()
+        return levels, crop_and_flip(maps, *place, fill=VOID)[0]
 
 
 class _Cache:
@@ -272,10 +289,6 @@ def _bytes(value: Image.Image | np.ndarray | list[Tensor]) -> int:
     if isinstance(value, Image.Image):
         return 4 * value.width * value.height
     return sum(part.nbytes for part in value)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _resize(maps: np.ndarray, size: tuple[int, int], mode: str) -> Tensor:

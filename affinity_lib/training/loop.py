@@ -20,9 +20,6 @@ from affinity_lib.training.processes import launch
 from affinity_lib.training.recipe import Recipe
 from affinity_lib.training.state import TrainingState
 
-Report = Callable[..., None]
-"""Takes the number of images that were trained on, and a line to print or none."""
-
 
 def fit(
     model: nn.Module,

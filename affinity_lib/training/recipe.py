@@ -56,18 +56,15 @@ class Recipe:
                 "lr_factors must be four: of backbone weights, its biases, new weights and new "
                 f"biases, got {list(self.lr_factors)}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay must be >= 0 and < 1, got {self.ema_decay:g}")
         if min(self.lr_factors) < 0:
             raise InputError(f"lr_factors must be >= 0, got {list(self.lr_factors)}")
-        for name in ("weight_decay", "momentum"):
+        for name in ("weight_decay", "momentum", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name):g}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup must be >= 0 and < 1, got {self.warmup:g}")
+        for name in ("warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be >= 0 and < 1, got {getattr(self, name):g}")
         if not 0 <= self.seed < 10**9:
             raise InputError(f"seed must be >= 0 and < 10^9, got {self.seed}")
-        if self.workers < 0:
-            raise InputError(f"workers must be >= 0, got {self.workers}")
         if self.optimizer not in ("adam", "sgd"):
             raise InputError(f"optimizer must be adam or sgd, got {self.optimizer!r}")

@@ -102,17 +102,13 @@ class TrainTransform:
             if maps is not None:
                 how = InterpolationMode.BILINEAR if soft else InterpolationMode.NEAREST
                 maps = functional.resize(maps, size, how)
-        place = (
-            *random_position(size, self.crop),
-            self.crop,
-            self.flip and bool(torch.rand(()) < 0.5),
-        )
+        position = random_position(size, self.crop)
+        place = (*position, self.crop, self.flip and bool(torch.rand(()) < 0.5))
         pixels = crop_and_flip(pixels.float().sub_(self._mean), *place, fill=0).div_(self._std)
         if maps is None:
             return pixels, None
-        return pixels, crop_and_flip(maps, *place, fill=0) if soft else crop_and_flip(
-            maps, *place, VOID
-        )[0].long()
+        maps = crop_and_flip(maps, *place, fill=0 if soft else VOID)
+        return pixels, maps if soft else maps[0].long()
 
 
 def random_position(size: Sequence[int], crop: int) -> tuple[int, int]:
