@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
-from affinity_lib.running.settings import KINDS, PAPER, check, load_profile, parse, resolve
+from affinity_lib.running.settings import DEFAULTS, KINDS, check, load_profile, parse, resolve
 
 PROFILES = sorted((find_root() / "notebooks" / "profiles").glob("*.yaml"))
 
@@ -71,8 +71,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
 
 def test_single_values_lie_on_the_profile_and_the_profile_on_the_paper():
     values = resolve("toy", {"beta": 4, "t": None})
-    assert values["beta"] == 4 and values["t"] == PAPER["t"] == 256
-    assert values["alpha"] == 32 and PAPER["alpha"] == 16
+    assert values["beta"] == 4 and values["t"] == DEFAULTS["t"] == 256
+    assert values["alpha"] == 32 and DEFAULTS["alpha"] == 16
 
 
 def test_the_preset_decides_what_nobody_else_does():
@@ -102,7 +102,8 @@ def test_every_setting_has_a_value_in_every_profile(monkeypatch):
 
 
 def test_every_default_is_of_its_kind():
-    assert check(PAPER) == PAPER
+    defaults = {name: value for name, value in DEFAULTS.items() if name in KINDS}
+    assert set(defaults) == set(KINDS) and check(defaults) == defaults
 
 
 def test_numbers_in_every_notation_are_numbers(tmp_path):

@@ -1,7 +1,8 @@
-"""All settings of the notebooks, their defaults (the paper's), and profiles that change some.
+"""All settings of the notebooks, their defaults, and profiles that change some.
 
-A profile is a YAML file in ``notebooks/profiles``. What it does not name is as in the paper; where
-the authors' released code differs, ``preset: released`` takes their choice instead. Whoever runs a
+A profile is a YAML file in ``notebooks/profiles``. What it does not name has its default: the paper's
+value where it gives one, else the released code's or ours. Where the released code differs from the
+paper, ``preset: released`` takes its choice instead. Whoever runs a
 notebook may give single values on top: the command line with ``--set``, papermill with ``-p`` or
 ``-y``, a reader in the notebook's first code cell. All of them are checked here.
 """
@@ -142,7 +143,7 @@ KINDS = get_type_hints(Settings)
 
 
 def resolve(profile: str, given: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """All settings of a run: the paper's, the profile's on top of them, and single values on top.
+    """All settings of a run: the defaults, the profile's on top of them, and single values on top.
 
     Args:
         profile: name of a file in ``notebooks/profiles``, without its ``.yaml``.
@@ -161,7 +162,11 @@ def resolve(profile: str, given: Mapping[str, Any], folder: Path | None = None) 
     """
     folder = folder or find_root() / "notebooks" / "profiles"
     own = load_profile(folder / f"{profile}.yaml")
-    values = PAPER | own | check({k: v for k, v in given.items() if v is not None})
+    return _complete(_DEFAULTS | own | check({k: v for k, v in given.items() if v is not None}))
+
+
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those that were None, as the preset or another setting has them."""
     chosen = asdict(preset(values["preset"], values["backbone"]))
     chosen.pop("name")
     for kind in ("affinity", "cam"):
@@ -327,5 +332,7 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
-PAPER = check(asdict(Settings()))
-"""Name of each setting -> its default."""
+_DEFAULTS = check(asdict(Settings()))
+
+DEFAULTS = _complete(_DEFAULTS)
+"""Name of every setting, and of every further choice of the preset -> its default; none is None."""

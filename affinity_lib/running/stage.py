@@ -27,7 +27,7 @@ from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
 from affinity_lib.running.locks import locked
-from affinity_lib.running.settings import KINDS, PAPER, PLACES, resolve
+from affinity_lib.running.settings import DEFAULTS, KINDS, PLACES, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -208,14 +208,18 @@ class Stage:
         return f"<Stage {self.name} of profile {self.profile}>"
 
     def _repr_markdown_(self) -> str:
-        """The settings that the notebook explains, beside the paper's."""
+        """The settings that the notebook explains, beside their defaults."""
         from affinity_lib.plots import markdown_table  # which draws, as the runner never does
 
         names = [name for name in written(all_names=True) if name in KINDS]
         own = self._values
-        rows = [[f"`{name}`", _shown(own[name]), _shown(PAPER[name])] for name in names]
-        table = markdown_table(["setting", "this run", "the paper"], rows)
-        return f"Profile `{self.profile}`.\n\n{table}" if rows else ""
+        rows = [[f"`{name}`", _shown(own[name]), _shown(DEFAULTS[name])] for name in names]
+        table = markdown_table(["setting", "this run", "default"], rows)
+        told = (
+            "A default is the paper's value where it gives one, else the released code's or ours:\n"
+            "`affinity_lib/running/settings.py` says which."
+        )
+        return f"Profile `{self.profile}`.\n\n{table}\n\n{told}" if rows else ""
 
     def _note(self, cells: Sequence[str], figures: bool = False) -> dict[str, Any]:
         """What a result depends on, from the code of the cells that has to do with it.
