@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from affinity_lib.data.paths import find_root
 
 START = """
 from affinity_lib.running.stage import Stage
@@ -50,8 +53,9 @@ def make_project(root: Path) -> Path:
     folder = root / "notebooks"
     (folder / "profiles").mkdir(parents=True)
     (root / "pyproject.toml").touch()
+    shutil.copytree(find_root() / "data" / "literature", root / "data" / "literature")
     settings = (
-        "profile: tiny\ndataset: toy\nbeta: 8\nalphas: [1, 4]\nimage_size: 4\ndata_root: data\n"
+        "profile: tiny\ndataset: toy\nbeta: 8\nalphas: [1, 4]\nimage_size: 4\ndata_root: drawn\n"
     )
     (folder / "profiles" / "tiny.yaml").write_text(settings)
     write_notebook(folder / "00_draw.ipynb", "image_size: int = None\n", [DRAW])

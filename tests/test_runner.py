@@ -172,7 +172,7 @@ def test_damaged_stage_is_run_again_and_says_why(project, monkeypatch, file, con
 
 
 def test_changed_data_set_is_noticed(project, monkeypatch):
-    data, manifest = project[0].parent / "data", load_manifest(project[1])
+    data, manifest = project[0].parent / "drawn", load_manifest(project[1])
     key = manifest["stages"]["00_draw"]["key"]
     key["inputs"], key["settings"]["data_root"] = {DATA: cache.listing(data)}, str(data)
     save_manifest(project[1], manifest)

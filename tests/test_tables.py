@@ -57,7 +57,7 @@ def test_table_1_has_the_run_the_paper_and_the_released_code_side_by_side():
 def test_table_2_has_every_label_in_order_and_the_means_of_both():
     table = by_name(paper_tables(results(), {}))["table2"]
     assert [row[0] for row in table.rows] == [*LABELS, "mean"]
-    assert rows_of(table)["tvmonitor"] == [70.0, None]
+    assert rows_of(table)["tvmonitor"] == [70.0, 51.6]
     assert rows_of(table)["mean"] == [60.0, 61.7]
 
 
@@ -65,7 +65,7 @@ def test_table_2_has_a_column_for_the_bound_where_its_classes_are_known():
     per_class = {"segmentation": {"cat": 50.0}, "supervised": {"cat": 80.0}}
     table = by_name(paper_tables(results(per_class=per_class), {}))["table2"]
     assert table.header == ["IoU", "this run", "true masks", "paper"]
-    assert rows_of(table) == {"cat": [50.0, 80.0, None], "mean": [60.0, 75.0, 61.7]}
+    assert rows_of(table) == {"cat": [50.0, 80.0, 75.1], "mean": [60.0, 75.0, 61.7]}
 
 
 @pytest.mark.parametrize(

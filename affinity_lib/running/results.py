@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from affinity_lib.data.files import load_json, save_json
+from affinity_lib.data.literature import printed
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import PAPER_NETWORKS, PAPER_TABLE1
 from affinity_lib.running import manifest as mf
@@ -95,8 +96,8 @@ def beside_paper(results: Mapping[str, Any]) -> list[tuple[str, float | None, fl
     found += [
         (f"{step.name}, train", results["table1"].get(step.row), None) for step in STEPS if step.row
     ]
-    ours, paper = results["segmentation"].get("val"), PAPER_NETWORKS["resnet38"][1]
-    return [*found, ("Segmentation network, val", ours, paper)]
+    ours, paper = results["segmentation"].get("val"), printed("table4")[PAPER_NETWORKS["resnet38"]]
+    return [*found, ("Segmentation network, val", ours, paper["val"])]
 
 
 def summary(run: Path) -> str:

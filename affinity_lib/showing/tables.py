@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from affinity_lib.data.files import save_text
+from affinity_lib.data.literature import printed
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.evaluation import PAPER_NETWORKS, PAPER_TABLE1
 from affinity_lib.plots import markdown_table
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.results import load_results
-
-Network = tuple[str, float | None, float | None]
 
 RELEASED = {
     "resnet38": {"cam": 47.7, "rw": 61.0},
@@ -92,8 +91,7 @@ def write_tables(run: Path) -> list[Path]:
 def paper_tables(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[Table]:
     """Tables 1, 2 and 4 of the paper, this run's numbers beside the paper's.
 
-    Table 2 has the paper's mean alone; Table 4 has the rows of the paper's own networks, and the
-    fully supervised bound of this run's.
+    Table 4 has the rows of the paper's own networks, and the fully supervised bound of this run's.
 
     Args:
         results: a run's ``results.json``.
@@ -102,7 +100,7 @@ def paper_tables(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> l
     found = [_table1(results)] if results["table1"] else []
     if "val" in results["segmentation"]:
         backbone = parameters.get("backbone") or results["settings"].get("backbone", "unknown")
-        network = PAPER_NETWORKS.get(backbone, (f"this run's network ({backbone})", None, None))
+        network = PAPER_NETWORKS.get(backbone, f"this run's network ({backbone})")
         found += [_table2(results, network, _testing(parameters)), _table4(results, network)]
     return found
 
@@ -119,30 +117,28 @@ def _table1(results: Mapping[str, Any]) -> Table:
     return Table("table1", "Table 1: labels", header, rows, [*notes, *_about(results)])
 
 
-def _table2(results: Mapping[str, Any], network: Network, testing: str) -> Table:
-    name, paper, _ = network
+def _table2(results: Mapping[str, Any], network: str, testing: str) -> Table:
+    paper = printed("table2").get(network, {})
     columns = {"this run": results["per_class"].get("segmentation", {})}
     means = [results["segmentation"]["val"]]
     if "supervised" in results["per_class"]:
         columns["true masks"] = results["per_class"]["supervised"]
         means.append(results["segmentation"].get("supervised"))
     labels = list(dict.fromkeys(label for column in columns.values() for label in column))
-    rows = [[label, *(c.get(label) for c in columns.values()), None] for label in labels]
-    rows.append(["mean", *means, paper])
+    rows = [[k, *(c.get(k) for c in columns.values()), paper.get(k)] for k in labels]
+    rows.append(["mean", *means, paper.get("mean")])
     said = _statements(results, "06_segmentation_network").get("ours")
     notes = [testing, *([f"This run: {said}."] if said else []), *_about(results)]
-    return Table("table2", f"Table 2: {name}, val", ["IoU", *columns, "paper"], rows, notes)
+    return Table("table2", f"Table 2: {network}, val", ["IoU", *columns, "paper"], rows, notes)
 
 
-def _table4(results: Mapping[str, Any], network: Network) -> Table:
-    own = network[0]
+def _table4(results: Mapping[str, Any], own: str) -> Table:
     val, bound = results["segmentation"]["val"], results["segmentation"].get("supervised")
-    names = dict.fromkeys([*(name for name, _, _ in PAPER_NETWORKS.values()), own])
-    printed = {name: numbers for name, *numbers in PAPER_NETWORKS.values()}
-    rows: list[list[str | float | None]] = [
-        [name, "image tags", val if name == own else None, *printed.get(name, (None, None))]
-        for name in names
-    ]
+    rows: list[list[str | float | None]] = []
+    for name in dict.fromkeys([*PAPER_NETWORKS.values(), own]):
+        paper = printed("table4").get(name, {})
+        ours = val if name == own else None
+        rows.append([name, "image tags", ours, paper.get("val"), paper.get("test")])
     if bound:
         rows.append([f"{own}, fully supervised", "masks", bound, None, None])
         rows.append(["recovered, percent", "", 100 * val / bound, None, None])
