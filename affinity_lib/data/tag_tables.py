@@ -12,7 +12,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +39,9 @@ _FLAGS += ("isvalid", "istrain", "istest", "isoccluded", "istruncated")  # 0 and
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _DELIMITERS = "\t;,|"
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
+
+Records = list[tuple[int, list[str]]]
+"""The number and the cells of each row."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,10 @@ def read_table(path: str | Path) -> Table:
         raise InputError(
             f"{path} has several columns of tags, {', '.join(header[c] for c in tags)}: keep one"
         )
-    table = Table()
-    records = _whole(path, header, records, table)
-    if tags:
-        _read_tags(path, header, records, file, tags[0], table)
-    else:
-        _read_one_hot(path, header, records, file, table)
+    records, faults = _whole(path, header, records)
+    what = (path, header, records, file)
+    table = _read_tags(*what, tags[0]) if tags else _read_one_hot(*what)
+    table.faults[:0] = faults
     if not table.rows and not table.faults:
         raise InputError(f"{path} names no image: write one image a line")
     _check_names(path, table)
@@ -126,7 +127,7 @@ def _decoded(path: Path) -> str:
     return text.translate(_INVISIBLE).removesuffix("\x1a")
 
 
-def _records(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _records(path: Path, text: str) -> tuple[list[str], Records]:
     """The names of the columns, and the other rows that are not empty, with their numbers."""
     first, _, rest = text.partition("\n")
     declared = re.fullmatch(r'"?sep=([;,|\t])"?\s*', first, re.IGNORECASE)
@@ -161,19 +162,20 @@ def _reader(text: str, delimiter: str, strict: bool = False) -> Iterator[list[st
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict)
 
 
-def _whole(
-    path: Path, header: list[str], records: list[tuple[int, list[str]]], table: Table
-) -> list[tuple[int, list[str]]]:
-    """The rows that have a cell for each column; columns without a name must be empty or count."""
-    whole = []
+def _whole(path: Path, header: list[str], records: Records) -> tuple[Records, list[str]]:
+    """The rows that have a cell for each column, and what is wrong with the others.
+
+    Columns without a name must be empty or count.
+    """
+    whole, faults = [], []
     for number, cells in records:
         if any(cells[len(header) :]):
-            table.faults.append(
+            faults.append(
                 f"row {number} of {path} has too many cells: put its tags in one cell, separated "
                 "by semicolons, in quotes"
             )
         elif any(header[len(cells) :]):
-            table.faults.append(
+            faults.append(
                 f"row {number} of {path} has too few cells, {len(cells)} instead of "
                 f"{len(header)}: leave the cell of an image without tags empty"
             )
@@ -184,43 +186,29 @@ def _whole(
         counts = column == 0 and all(cell.isdecimal() for cell in filled)
         if not name and filled and not counts:
             raise InputError(f"column {column + 1} of {path} has no name: write one, or empty it")
-    return whole
+    return whole, faults
 
 
-def _read_tags(
-    path: Path,
-    header: Sequence[str],
-    records: Sequence[tuple[int, list[str]]],
-    file: int,
-    column: int,
-    table: Table,
-) -> None:
+def _read_tags(path: Path, header: list[str], records: Records, file: int, column: int) -> Table:
     names = Counter(cells[file] for _, cells in records)
     one_a_row = TAG_COLUMNS[spelling(header[column])]
     repeats = len(names) < len(records)
     cells = {number: row[column].replace("\r\n", "\n") for number, row in records}
     tags, faults, how = split_cells(path, cells, one_a_row and repeats)
-    table.faults += faults
-    table.rows = [Row(number, row[file], tags[number]) for number, row in records if number in tags]
-    table.one_tag_a_row = one_a_row or all(len(row.tags) < 2 for row in table.rows)
-    table.notes.append(
+    rows = [Row(number, row[file], tags[number]) for number, row in records if number in tags]
+    notes = [
         f"column {header[file]} names the images and column {header[column]} holds their tags, {how}"
-    )
+    ]
     others = [name for c, name in enumerate(header) if name and c not in (file, column)]
     if others:
-        table.notes.append(
+        notes.append(
             f"column{'s' * (len(others) > 1)} {', '.join(others)} "
             f"{'are' if len(others) > 1 else 'is'} ignored"
         )
+    return Table(rows, faults, notes, one_a_row or all(len(row.tags) < 2 for row in rows))
 
 
-def _read_one_hot(
-    path: Path,
-    header: Sequence[str],
-    records: Sequence[tuple[int, list[str]]],
-    file: int,
-    table: Table,
-) -> None:
+def _read_one_hot(path: Path, header: list[str], records: Records, file: int) -> Table:
     columns = [c for c, name in enumerate(header) if name and c != file]
     twice = [header[c] for c in columns if header.count(header[c]) > 1]
     if twice:
@@ -242,15 +230,15 @@ def _read_one_hot(
             )
         if spelling(header[column]) in _FLAGS:
             raise InputError(f"{other} {header[column]} is hardly a class: take it out")
+    rows, found = [], set()
     for number, row in records:
-        tags = (" ".join(header[c].split()) for c in columns if _YES_NO[row[c].casefold()])
-        table.rows.append(Row(number, row[file], tuple(tags)))
-    table.notes.append(f"column {header[file]} names the images and each other column is a class")
-    empty = [
-        header[c] for c in columns if not any(_YES_NO[row[c].casefold()] for _, row in records)
-    ]
-    if empty and records:
-        table.notes.append(f"no image has {', '.join(empty)}: left out")
+        there = [c for c in columns if _YES_NO[row[c].casefold()]]
+        rows.append(Row(number, row[file], tuple(" ".join(header[c].split()) for c in there)))
+        found.update(there)
+    notes = [f"column {header[file]} names the images and each other column is a class"]
+    if records and (empty := [header[c] for c in columns if c not in found]):
+        notes.append(f"no image has {', '.join(empty)}: left out")
+    return Table(rows, notes=notes)
 
 
 def _check_names(path: Path, table: Table) -> None:
