@@ -92,6 +92,16 @@ def test_every_picture_has_a_description(run):
     ]
 
 
+def test_every_picture_of_a_notebook_s_page_has_a_description(run):
+    write_report(run)
+    tags = Tags((run / "notebooks" / "01_walk.html").read_text()).found
+    assert [attributes["alt"] for tag, attributes in tags if tag == "img"] == [
+        "Where the walk goes, p < 1.",
+        "No description has been provided for this image",
+        "Figure 2. All steps.",
+    ]
+
+
 def test_links_lead_to_files_that_are_there(run):
     tags = Tags(write_report(run).read_text()).found
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]

@@ -16,11 +16,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from affinity_lib.data.paths import find_root
+from affinity_lib.showing.report import describe
+from affinity_lib.showing.widget import MIME
 
 HERE = find_root() / "notebooks" / "site"
 sys.path.append(str(HERE))
 import build
-import figures
 import slides
 
 LESSONS = sorted(HERE.parent.glob("[0-9]*.ipynb"))
@@ -113,11 +114,25 @@ def test_a_deck_has_every_figure_with_words_and_all_that_is_said(path):
 
 def test_a_picture_is_described_by_its_caption():
     figure = new_code_cell("plot()", outputs=[PICTURE])
-    figures.describe(new_notebook(cells=[figure, new_markdown_cell(CAPTION)]))
+    describe(new_notebook(cells=[figure, new_markdown_cell(CAPTION)]))
     assert (
         figure.outputs[0].metadata["image/png"]["alt"]
         == "A figure in which one sees alpha at work."
     )
+
+
+def test_the_walk_is_to_be_touched_and_without_scripts_its_described_picture_stays():
+    walks = [new_output("display_data", {"image/png": "AAAA", MIME: {"t": t}}) for t in (1, 2)]
+    cell = new_code_cell("walk", outputs=[PICTURE, *walks])
+    page = new_notebook(cells=[cell, new_markdown_cell(CAPTION)])
+    describe(page)
+    build.touched(page)
+    plain, first, second = (output.data for output in cell.outputs)
+    assert plain == PICTURE.data and set(first) == set(second) == {"text/html"}
+    still = '<img src="data:image/png;base64,AAAA" alt="A figure in which one sees alpha at work.">'
+    assert second["text/html"] == f'{still}<script type="{MIME}">{{"t": 2}}</script>'
+    assert first["text/html"].startswith(f'{still}<script type="{MIME}">')
+    assert first["text/html"].count("mount(document);") == 1
 
 
 def test_a_link_leads_to_the_page_of_the_site_and_elsewhere_only_words_stay():

@@ -16,15 +16,19 @@ import pytest
 from browser import CHROMIUM, opened, served
 
 from affinity_lib.data.paths import find_root
+from affinity_lib.showing.widget import MIME
 
 HERE = find_root() / "notebooks" / "site"
 OWN = find_root() / ".site"
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
     pytest.mark.skipif(
-        not (OWN / "node_modules/mathjax").is_dir(), reason="make site has not been run (needs npm)"
+        not (OWN / ".ready").is_file(), reason="make site has not been run (needs npm)"
     ),
 ]
+BLOCK = f'<script type="{MIME}">'
+"""Before what becomes a walk to be touched."""
+
 SMALLEST = 0.75
 """Of the type that a slide is meant for."""
 
@@ -115,7 +119,12 @@ def test_every_page_is_whole_and_readable_and_asks_nobody_else(site, pages, widt
             if page.locator(".math").count():
                 page.wait_for_function("() => window.MathJax?.startup?.promise")
                 page.evaluate("() => MathJax.startup.promise.then(() => null)")
+            if BLOCK in path.read_text(encoding="utf-8"):
+                page.locator("canvas").first.wait_for()
             found = page.evaluate(FORMULAS, ".math")
+            found += page.locator(
+                ".bd-article p", has_text=re.compile(r"^\|.*\|$")
+            ).all_inner_texts()
             if page.evaluate("document.scrollingElement.scrollWidth") > width:
                 found.append("wider than the window")
             page.add_script_tag(path=OWN / "node_modules/axe-core/axe.min.js")
@@ -162,6 +171,26 @@ def test_no_link_is_dead_and_every_picture_has_words(site, pages):
                 dead.append((path.name, target))
     assert dead == []
     assert {path.name: links.mute for path, links in read.items() if links.mute} == {}
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_walk_answers_to_a_click_and_a_key_even_on_a_page_opened_as_a_file(site, width):
+    with opened(site.as_uri(), width, 900) as watched:
+        watched.page.goto((site / "04_random_walk.html").as_uri())
+        canvas = watched.page.locator('canvas[data-panel="steps"]')
+        canvas.wait_for()
+        assert watched.page.locator("img[alt^='A cell where the walk']").count() == 0
+
+        def shown() -> str:
+            script = "canvas => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(canvas.toDataURL()))))"
+            return canvas.evaluate(script)
+
+        seen = [shown()]
+        canvas.click(position={"x": 3, "y": 3})
+        seen.append(shown())
+        watched.page.locator('canvas[data-panel="photograph"]').press("ArrowDown")
+        seen.append(shown())
+        assert len(set(seen)) == 3 and watched.faults() == []
 
 
 def test_search_finds_chebyshev(site):

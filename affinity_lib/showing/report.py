@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
+from nbformat import NotebookNode
 
 from affinity_lib.data.files import save_text
 from affinity_lib.evaluation import PAPER_TABLE1
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.results import beside_paper, load_results
 from affinity_lib.showing.gallery import gallery
-from affinity_lib.showing.widget import MIME, SCRIPT, embedded
+from affinity_lib.showing.widget import MIME, embedded, mounting
+
+CAPTION = re.compile(r"\*(?![*\s])[^*]{20,}\*(?!\*)")
+"""The sentence in italics that stands under every figure of the lessons."""
+
+# nbconvert's page of a notebook, which would not say the alternative text of a picture.
+_PAGE = """\
+{% extends "index.html.j2" %}
+{% block data_png scoped %}
+{% set alt = output | get_metadata("alt", "image/png") %}
+{{ super() | replace("<img ", '<img alt="%s" ' % (alt | escape_html) if alt else "<img ", 1) }}
+{% endblock %}
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,11 @@ class Figure:
     def html(self) -> Markup:
         """The caption as HTML."""
         return Markup(markdown2html(self.caption) if self.caption else "")
+
+    @property
+    def words(self) -> str:
+        """The caption for those who cannot see the picture, without markup."""
+        return self.html.striptags().replace("$", "").replace("\\", "")
 
     @property
     def block(self) -> Markup:
@@ -99,7 +117,7 @@ def write_report(run: Path) -> Path:
         note=note,
         cases=cases,
         stages=stages,
-        script=Markup(SCRIPT.read_text(encoding="utf-8")),
+        script=mounting(),
         provenance=json.dumps(_provenance(manifest), indent=2, ensure_ascii=False),
     )
     save_text(run / "index.html", page)
@@ -110,22 +128,33 @@ def figures(notebook: str | Path) -> list[Figure]:
     """The PNG outputs of the cells tagged ``figure``.
 
     Args:
-        notebook: path of an executed ``.ipynb``. A caption is the cell's metadata ``caption``,
-            or else the first paragraph of the markdown cell after it.
+        notebook: path of an executed ``.ipynb``. A caption is the cell's metadata ``caption``, or
+            else the sentence in italics with which the markdown cell after it begins, or its first
+            paragraph.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
-    found = []
-    for cell, after in zip(cells, [*cells[1:], None], strict=True):
-        if cell.cell_type != "code" or "figure" not in cell.metadata.get("tags", []):
-            continue
+    pictures = _pictures(nbformat.read(notebook, as_version=4))
+    return [figure for cell, _, figure in pictures if "figure" in cell.metadata.get("tags", [])]
+
+
+def describe(notebook: NotebookNode) -> None:
+    """Give each PNG output its caption as alternative text, as nbconvert and MyST-NB read it."""
+    for cell, output, figure in _pictures(notebook):
+        if alt := figure.words:
+            output.metadata["image/png"] = {"alt": alt}
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def _pictures(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, NotebookNode, Figure]]:
+    """The PNG outputs with their cells and what they show."""
+    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
         caption = cell.metadata.get("caption", "")
         if not caption and after is not None and after.cell_type == "markdown":
-            caption = after.source.strip().split("\n\n")[0]
-        for output in cell.outputs:
+            sentence = CAPTION.match(after.source)
+            caption = sentence[0] if sentence else after.source.strip().split("\n\n")[0]
+        for output in cell.get("outputs", []):
             data = output.get("data", {})
             if png := data.get("image/png"):
-                found.append(Figure(base64.b64decode(png), caption, data.get(MIME)))
-    return found
+                yield cell, output, Figure(base64.b64decode(png), caption, data.get(MIME))
 
 
 def _template() -> Template:
@@ -144,7 +173,10 @@ def _render(notebook: Path) -> None:
     page = notebook.with_suffix(".html")
     if page.is_file() and page.stat().st_mtime >= notebook.stat().st_mtime:
         return
-    html, _ = HTMLExporter().from_filename(str(notebook))
+    cells = nbformat.read(notebook, as_version=4)
+    describe(cells)
+    title = {"metadata": {"name": notebook.stem}}
+    html, _ = HTMLExporter(raw_template=_PAGE).from_notebook_node(cells, title)
     save_text(page, html)
 
 

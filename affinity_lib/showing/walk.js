@@ -184,7 +184,7 @@ const SETTINGS = {
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const STYLE = `
   .walk { container-type: inline-size; padding: .5rem; background: #fff; color: #1c2430;
-    font: 14px/1.4 system-ui, sans-serif; }
+    font: 14px/1.4 system-ui, sans-serif; overflow-wrap: normal; }
   .settings { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: 0 1.5rem;
     padding: .2rem 0; background: #fff; }
   .settings label { display: flex; flex: 1 1 17rem; gap: .6rem; align-items: center; }

@@ -84,6 +84,12 @@ def embedded(data: Mapping[str, Any]) -> Markup:
     return Markup(f'<script type="{MIME}">{text}</script>')
 
 
+def mounting() -> Markup:
+    """The script that lets all such blocks of a page be touched, to stand in it once."""
+    script = SCRIPT.read_text(encoding="utf-8")
+    return Markup(f'<script type="module">\n{script}\nmount(document);\n</script>')
+
+
 def _widget(data: Mapping[str, Any]) -> Any:
     from anywidget import AnyWidget
     from traitlets import Dict

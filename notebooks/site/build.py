@@ -11,19 +11,26 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
-from figures import describe
+from markupsafe import Markup
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent
 ROOT = NOTEBOOKS.parent
+# The library comes from here, what it needs after the site's own packages.
+sys.path.insert(0, str(ROOT))
+sys.path.extend(map(str, ROOT.glob(".venv/lib/python*/site-packages")))
+
+from affinity_lib.showing.report import describe
+from affinity_lib.showing.widget import MIME, embedded, mounting
+
 LINK = re.compile(r"(!?)\[((?:[^\]`]|`[^`]*`)*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+STILL = Markup('<img src="data:image/png;base64,{}" alt="{}">')
 MARKER = re.compile(r"^\s*### (BEGIN|END) .*\n?", re.MULTILINE)
 
 ORDER = (
@@ -82,6 +89,18 @@ def solved(exercise: NotebookNode, solution: NotebookNode) -> list[NotebookNode]
     return cells
 
 
+def touched(notebook: NotebookNode) -> None:
+    """Let the walk be touched where scripts run; elsewhere it stays the still picture that it is."""
+    script = mounting()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if MIME in data:
+                still = STILL.format(data.pop("image/png"), output.metadata["image/png"]["alt"])
+                data["text/html"] = str(still + embedded(data.pop(MIME)) + script)
+                script = ""  # once a page
+
+
 def notation() -> str:
     """The table of symbols and names, which the first lesson has."""
     first = nbformat.read(min(NOTEBOOKS.glob("00_*.ipynb")), as_version=4)
@@ -133,6 +152,7 @@ def gather(folder: Path, for_class: bool) -> None:
                 blank = nbformat.read(NOTEBOOKS / "exercises" / source.name, as_version=4)
                 notebook.cells = solved(blank, notebook)
             describe(notebook)
+            touched(notebook)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = with_links(cell.source, source, places)
@@ -155,19 +175,24 @@ def gather(folder: Path, for_class: bool) -> None:
 
 def main() -> None:
     """Gather the pages and have Sphinx make the site of them; any warning is an error."""
+    from sphinx.cmd.build import main as sphinx
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--class", dest="for_class", action="store_true", help="no solutions")
     given = parser.parse_args()
-    sources = given.folder.with_name(given.folder.name + "-pages")
-    for old in (sources, given.folder):
+    scratch = given.folder.with_name(given.folder.name + "-pages")
+    for old in (scratch, given.folder):
         shutil.rmtree(old, ignore_errors=True)
+    sources, made = scratch / "pages", scratch / "site"
     gather(sources, given.for_class)
     words = ["--fresh-env", "--fail-on-warning", "--keep-going", "--quiet"]
-    places = ["--conf-dir", HERE, "--doctree-dir", sources / ".doctrees", sources, given.folder]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *words, *places], check=False)
-    shutil.rmtree(sources)
-    raise SystemExit(done.returncode)
+    places = ["--conf-dir", HERE, "--doctree-dir", scratch / "doctrees", sources, made]
+    failed = sphinx([*words, *map(str, places)])
+    if not failed:
+        made.rename(given.folder)
+    shutil.rmtree(scratch)
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

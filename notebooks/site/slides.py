@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from figures import CAPTION, describe
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
 from traitlets.config import Config
+
+from affinity_lib.showing.report import CAPTION, describe
 
 HERE = Path(__file__).parent
 NODE_MODULES = HERE.parents[1] / ".site" / "node_modules"
