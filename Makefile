@@ -18,7 +18,7 @@ unexport JUPYTER_PATH
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run chapter exercises test long lab bench gpu notebooks slides site lint
+.PHONY: help run chapter exercises test long lab bench gpu ablation notebooks slides site lint
 
 help:  ## list the targets
 	@echo 'Targets, with PROFILE=$(PROFILE):'
@@ -51,6 +51,9 @@ bench: $(READY)  ## measure the library against its references
 
 gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training steps on it
 	@$(BIN)/python tests/bench/gpu.py $(ARGS)
+
+ablation: $(READY)  ## change one thing of the chain at a time, over seeds; hours
+	@$(BIN)/python notebooks/ablation.py $(ARGS)
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
 	rm -rf runs/toy

@@ -15,12 +15,12 @@ from fake_project import WALK, make_project, write_notebook
 from nbclient import NotebookClient
 from tiny import TINY
 
-from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
+from affinity_lib.running.plan import make_plan
 from affinity_lib.running.settings import KINDS, resolve
 from affinity_lib.running.stage import NOTE, Stage, run_folder
 
-NOTEBOOKS = sorted((find_root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = list(make_plan("toy").notebooks.values())
 
 
 @pytest.fixture
