@@ -269,7 +269,7 @@ class Case:
             config, folder = self.config, self.folder / "labels"
             crf = crf_settings(config, "affinity_crf") if self.row.labels == "own" else None
             alphas = (config.alpha_strong, config.alpha_weak)
-            cams, how = self.run / CAMS, {"crf_scale": config.crf_scale, "workers": 1}
+            cams, how = self.run / CAMS, {"crf_scale": config.crf_scale}
             write_confident_labels(self.data, self.ids, cams, folder, *alphas, crf, **how)
         return affinity_targets(self.config, self.data, folder)
 

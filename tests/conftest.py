@@ -26,6 +26,7 @@ settings.load_profile("project")
 torch.set_num_threads(1)
 
 LONG = (
+    "test_ablation",
     "test_class",
     "test_fuzz",
     "test_jupyter",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from affinity_lib.cam import resize, to_labels
 from affinity_lib.data.paths import find_root
 from affinity_lib.evaluation import VOID, image_miou
 from affinity_lib.stages.cams import cam_labels
@@ -123,7 +124,11 @@ def test_the_numbers_of_a_row_are_those_of_the_stages(found, case, tmp_path):
 
     def labels_at(alpha: float, ids: list[str]) -> dict[str, np.ndarray]:
         walk.alpha = alpha
-        return {image_id: walk.labels(image_id, *settings) for image_id in ids}
+        walked = {image_id: walk.walked(image_id, *settings) for image_id in ids}
+        return {
+            image_id: to_labels(resize(maps, data.mask(image_id).shape), tags).numpy()
+            for image_id, (tags, maps) in walked.items()
+        }
 
     chosen = {}
     for own, other, alpha in halves(ours, result["alpha"]):
@@ -136,8 +141,8 @@ def test_the_numbers_of_a_row_are_those_of_the_stages(found, case, tmp_path):
     for _, other, alpha in halves(ours, result["alpha_crf"]):
         walk.alpha = alpha
         walk.write(other, tmp_path / "walked", *settings)
-    how = {"crf": crf_settings(ours.config), "workers": 1}
-    write_segmentation_labels(data, ours.rest, tmp_path / "walked", tmp_path / "labels", **how)
+    crf, folder = crf_settings(ours.config), tmp_path / "walked"
+    write_segmentation_labels(data, ours.rest, folder, tmp_path / "labels", crf=crf)
     refined = evaluate(
         data, ours.rest, lambda i: data.read_labels(tmp_path / "labels" / f"{i}.png"), **SPLIT
     )
