@@ -340,8 +340,11 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_fuzz"])
 
+    base = tmp_path_factory.mktemp("fuzz")  # here, as two threads would make it at the same time
+
     def one(name: str) -> list[str]:
-        folder = tmp_path_factory.mktemp("fuzz")
+        folder = base / name
+        folder.mkdir()
         told, tell = context.Pipe(duplex=False)
         worker = context.Process(target=fuzz, args=(name, folder, tell))
         worker.start()
