@@ -192,6 +192,15 @@ def iou(matrix: np.ndarray) -> np.ndarray:
     return np.divide(100.0 * both, either, out=np.full(len(both), np.nan), where=either > 0)
 
 
+def mean_iou(matrix: np.ndarray) -> float:
+    """Mean IoU over the labels that occur, in percent; 0 where nothing counts.
+
+    Args:
+        matrix: (L, L) as of :func:`confusion`.
+    """
+    return float(np.nanmean(iou(matrix))) if matrix.any() else 0.0
+
+
 def image_miou(truth: np.ndarray, labels: np.ndarray, num_labels: int) -> float:
     """Mean IoU over the labels that occur in one image, in percent; 0 where all of it is void.
 
@@ -201,8 +210,7 @@ def image_miou(truth: np.ndarray, labels: np.ndarray, num_labels: int) -> float:
     >>> image_miou(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]), 3).__round__(1)
     58.3
     """
-    matrix = confusion(truth, labels, num_labels)
-    return float(np.nanmean(iou(matrix))) if matrix.any() else 0.0
+    return mean_iou(confusion(truth, labels, num_labels))
 
 
 def _check_range(name: str, labels: np.ndarray, num_labels: int) -> None:

@@ -47,7 +47,7 @@ from affinity_lib.data.files import load_json, load_scores, save_json, save_tens
 from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.evaluation import VOID, confusion, iou
+from affinity_lib.evaluation import VOID, confusion, mean_iou
 from affinity_lib.running import cache, runner
 from affinity_lib.running.execution import StageFailed
 from affinity_lib.running.manifest import surroundings
@@ -58,7 +58,7 @@ from affinity_lib.stages.affinity_labels import affinity_targets, write_confiden
 from affinity_lib.stages.prepare import prepare_data
 from affinity_lib.stages.segmentation_labels import crf_settings, pixels
 from affinity_lib.stages.tuning import try_affinity_labels, try_walks
-from affinity_lib.stages.walk import Walk
+from affinity_lib.stages.walk import Walk, last_network
 from affinity_lib.training.cores import available_cores
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.loop import fit
@@ -200,7 +200,8 @@ class Case:
     def __init__(self, plan: Plan, run: Path, row: Row) -> None:
         self.run, self.row = run, row
         stride = row.wider * plan.values["affinity_stride"]
-        self.values = {**plan.values, **row.settings, "affinity_stride": stride}
+        own = {"affinity_stride": stride, "affinity_rounds": row.rounds}
+        self.values = {**plan.values, **row.settings, **own}
         self.config = Config(self.values)
         self.data = VOCData(data_path(self.config.data_root), self.config.classes)
         self.ids = self.data.with_tags(self.data.ids(self.config.train_split))
@@ -214,11 +215,6 @@ class Case:
         """Where what is made for the row lies."""
         return folder_of(self.run, self.row.name)
 
-    @property
-    def learned(self) -> str:
-        """The network of notebook 3, of the row's last round."""
-        return "03_affinitynet/network" + f"_{self.row.rounds}" * (self.row.rounds > 1)
-
     @cached_property
     def walk(self) -> Walk:
         """The walk over the row's affinities; trains the network if the row wants it."""
@@ -227,7 +223,7 @@ class Case:
         start = str(cam_weights) if self.config.start_from == "cam" else self.config.weights
         net = affinity_network(self.config, start)
         if not self.row.trains and self.row.walk is Walk:
-            load_network(net, self.run / self.learned / "network.safetensors")
+            load_network(net, self.run / last_network(self.config) / "network.safetensors")
         choices = (self.config.affinity_finetune, self.config.long_side, self.run / "levels")
         inputs = Inputs(self.data, net.backbone, *choices)
         if self.row.trains:
@@ -294,16 +290,16 @@ class Case:
             return self._judged(image_id, maps[place], tags, crf=True)
 
         for own, other in (halves, halves[::-1]):
-            best = max(places, key=lambda k: miou(sum(plain[i][k] for i in own)))
+            best = max(places, key=lambda k: mean_iou(sum(plain[i][k] for i in own)))
             near = [k for k in places if abs(k - best) <= 1]
             some = {i: {k: with_crf(i, k) for k in near} for i in own[::4]}
-            best_crf = max(near, key=lambda k: miou(sum(one[k] for one in some.values())))
+            best_crf = max(near, key=lambda k: mean_iou(sum(one[k] for one in some.values())))
             alphas["alpha"].append(ALPHAS[best])
             alphas["alpha_crf"].append(ALPHAS[best_crf])
             for image_id in other:
                 found[image_id] = [plain[image_id][best], with_crf(image_id, best_crf)]
-        mious = [miou(sum(one[k] for one in found.values())) for k in (0, 1)]
-        images = {image_id: [miou(one) for one in pair] for image_id, pair in found.items()}
+        mious = [mean_iou(sum(one[k] for one in found.values())) for k in (0, 1)]
+        images = {image_id: [mean_iou(one) for one in pair] for image_id, pair in found.items()}
         numbers = dict(zip(("walk", "walk_crf"), mious, strict=True))
         return numbers | {"beta": beta} | alphas | self._mean_affinities() | {"images": images}
 
@@ -378,11 +374,6 @@ class Case:
         return rows
 
 
-def miou(matrix: np.ndarray) -> float:
-    """From a confusion matrix, in percent; 0 where it counts nothing."""
-    return float(np.nanmean(iou(matrix))) if matrix.any() else 0.0
-
-
 CODE = [
     cache.digest(cache.plain(inspect.getsource(maker)))
     for maker in (Case, NoWalk, ColourWalk, BackboneWalk, OracleWalk)
@@ -395,10 +386,12 @@ def known(case: Case, task: str) -> dict[str, Any]:
     folder, row = folder_of(case.run, task), case.row
     note = {
         "code": CODE,
-        "row": [row.walk.__name__, row.trains, row.labels, row.balanced, row.rounds],
+        "row": [row.walk.__name__, row.trains, row.labels, row.balanced],
         "alphas": list(ALPHAS),
         "settings": setting_hashes(case.values, case.values),
-        "inputs": {name: input_hash(case.run, name) for name in (CAMS, LABELS, case.learned)},
+        "inputs": {
+            name: input_hash(case.run, name) for name in (CAMS, LABELS, last_network(case.config))
+        },
         "library": cache.library(Path(__file__).read_text(encoding="utf-8")),
         "packages": cache.versions(cache.PACKAGES),
     }

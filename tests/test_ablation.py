@@ -99,7 +99,7 @@ def test_a_setting_that_has_changed_makes_a_row_anew(found, tiny_run, tmp_path):
 def test_training_a_row_without_a_change_gives_the_network_of_notebook_3(case):
     same = case(ablation.Row("as it is", trains=True))
     net = same.walk.net
-    learned = load_file(same.run / same.learned / "network.safetensors")
+    learned = load_file(same.run / ablation.last_network(same.config) / "network.safetensors")
     assert all(torch.equal(value, learned[name]) for name, value in net.state_dict().items())
     other = case("one mean over all pairs").walk.net
     assert any(not torch.equal(v, learned[name]) for name, v in other.state_dict().items())

@@ -1,10 +1,10 @@
 """All settings of the notebooks, their defaults, and profiles that change some.
 
 A profile is a YAML file in ``notebooks/profiles``. What it does not name has its default: the paper's
-value where it gives one, else the released code's or ours. Where the released code differs from the
-paper, ``preset: released`` takes its choice instead. Whoever runs a
-notebook may give single values on top: the command line with ``--set``, papermill with ``-p`` or
-``-y``, a reader in the notebook's first code cell. All of them are checked here.
+value where it gives one, else the released code's or ours, as a comment says. Where the released code
+differs from the paper, ``preset: released`` takes its choice instead. Whoever runs a notebook may give
+single values on top: the command line with ``--set``, papermill with ``-p`` or ``-y``, a reader in the
+notebook's first code cell. All of them are checked here.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Settings:
     cam_finetune: str = "all"  # all: train the backbone too; head: keep it, store its features
     cam_head: str | None = None  # conv (paper) or linear (released)
     cam_width: int = 512  # channels of the 3x3 convolution
-    cam_crop: int = 448  # random crop in training
+    cam_crop: int = 448  # random crop in training; released
     cam_train_scale: list[float] = (0.512, 1.024)  # smallest and largest random scale; ours
-    cam_epochs: int = 15  # ours
-    cam_batch: int = 16
+    cam_epochs: int = 15  # released
+    cam_batch: int = 16  # released
     cam_lr: float = 1e-5  # ours, for Adam
     cam_lr_factors: list[float] = (1, 1, 10, 10)  # backbone weights, biases, new ones; ours
     cam_scales: list[float] = (0.5, 1.0, 1.5, 2.0)  # sizes at which CAMs are taken; released
@@ -84,9 +84,9 @@ class Settings:
     distance: str | None = None  # Eq. 3: sum (paper) or mean (released) over the channels
     affinity_width: float = 1.0  # factor on the channels 128, 256, 512
     affinity_norm: bool | None = None  # group normalisation after the 1x1 convolutions
-    affinity_crop: int = 448
-    affinity_epochs: int = 8  # ours
-    affinity_batch: int = 8
+    affinity_crop: int = 448  # released
+    affinity_epochs: int = 8  # released
+    affinity_batch: int = 8  # released
     affinity_lr: float = 1e-5  # ours, for Adam
     affinity_lr_factors: list[float] = (1, 1, 10, 10)  # ours
     affinity_rounds: int = 1  # trainings: all but the first learn from walked maps; paper: 1
@@ -100,8 +100,8 @@ class Settings:
     t: int = 256  # Eq. 12, steps
 
     # Segmentation labels (section 3.4), with the dCRF's default parameters
-    crf_alpha: float = 16  # Eq. 2, of the background for the row "CAM + dCRF"
-    crf_scale: float = 1.0  # the dCRF runs on images of this relative size
+    crf_alpha: float = 16  # Eq. 2, of the background for the row "CAM + dCRF"; ours
+    crf_scale: float = 1.0  # the dCRF runs on images of this relative size; ours
     crf_srgb: float = 13  # colour standard deviation of its bilateral term
     crf_sxy: float = 80  # its spatial standard deviation in pixels
     crf_compat: float = 10  # its weight
@@ -114,10 +114,10 @@ class Settings:
     segmentation_finetune: str = "all"
     segmentation_width: int = 512  # of the first atrous convolution; 0: a 1x1 one alone
     segmentation_dilation: int = 12  # of both
-    segmentation_crop: int = 448
+    segmentation_crop: int = 448  # ours
     segmentation_scale: list[float] = (0.5, 1.5)  # ours
     segmentation_epochs: int = 15  # ours
-    segmentation_batch: int = 16
+    segmentation_batch: int = 16  # ours
     segmentation_lr: float = 1e-5  # ours, for Adam
     segmentation_lr_factors: list[float] = (1, 1, 10, 10)  # ours
     segmentation_ema_decay: float = 0.0  # of a moving average of the weights; 0: none
