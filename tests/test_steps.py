@@ -36,7 +36,7 @@ def project(tmp_path_factory) -> Path:
     """The project with the stage."""
     root = tmp_path_factory.mktemp("project")
     shutil.copy(find_root() / "pyproject.toml", root)
-    for folder in ("affinity_lib", "notebooks"):
+    for folder in ("affinity_lib", "notebooks", "data/literature"):
         shutil.copytree(find_root() / folder, root / folder)
     steps = root / "affinity_lib" / "stages" / "__init__.py"
     walk = f'    Step("{STEPS[2].result}"'

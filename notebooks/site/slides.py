@@ -101,6 +101,24 @@ def output_height(output: NotebookNode) -> float:
     return 25 * (output.get("text", "") or data.get("text/plain", "")).count("\n") + 60
 
 
+def pieces_of_outputs(cell: NotebookNode) -> Iterator[NotebookNode]:
+    """A code cell; where a table of its outputs has more rows than a slide, then the rest of it alone."""
+    outputs: list[NotebookNode] = []
+    rest = cell
+    for output in cell.outputs:
+        table = output.get("data", {}).get("text/markdown", "")
+        for number, piece in enumerate(pieces_of_table(table) if table else [None]):
+            if number:
+                yield NotebookNode(rest | {"outputs": outputs})
+                rest = NotebookNode(cell | {"metadata": cell.metadata | {"tags": [HIDDEN]}})
+                outputs = []
+            if piece is None:
+                outputs.append(output)
+            else:
+                outputs.append(NotebookNode(output | {"data": {"text/markdown": piece}}))
+    yield NotebookNode(rest | {"outputs": outputs})
+
+
 def linked_to_decks(text: str) -> str:
     """Links to other lessons lead to their decks."""
     return re.sub(r"\]\((\d\d_\w+)\.ipynb(#[^)]*)?\)", r"](\1.html)", text)
@@ -133,8 +151,11 @@ def blocks(notebook: NotebookNode) -> Iterator[Block]:
             if not lines and not cell.outputs:
                 after_figure = False
                 continue
-            height = (26 * lines + 40) * (lines > 0) + sum(map(output_height, cell.outputs))
-            yield Block(cell, height, "figure" if after_figure else "text")
+            height = (26 * lines + 40) * (lines > 0)
+            for part in pieces_of_outputs(cell):
+                height += sum(map(output_height, part.outputs))
+                yield Block(part, height, "figure" if after_figure else "text")
+                height = 0
 
 
 def groups(found: Iterable[Block]) -> Iterator[list[Block]]:
