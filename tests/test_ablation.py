@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import numpy as np
+import papermill
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -211,3 +212,14 @@ def test_the_tables_say_what_was_found(found, tables):
     }
     assert counts == {"walk": 1 + 5 * 6 * 7, "labels": 1 + 2 * 21, "images": 1 + 10}
     assert json.loads((tables / "made_with.json").read_text())["toy"]["packages"]["torch"]
+
+
+def test_the_lesson_runs_on_these_tables(tables, tmp_path):
+    lesson = NOTEBOOKS / "07_what_matters.ipynb"
+    how = {"kernel_name": "python3", "cwd": tmp_path, "progress_bar": False}
+    done = papermill.execute_notebook(
+        lesson, tmp_path / "out.ipynb", {"folder": str(tables)}, **how
+    )
+    outputs = [o for cell in done.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert "toy: 16 rows of 1 to 1 seeds" in "".join(o.get("text", "") for o in outputs)

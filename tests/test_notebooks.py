@@ -1,4 +1,4 @@
-"""The seven notebooks, as they are committed."""
+"""The seven notebooks of the chain and the one about it, as they are committed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from exercise_books import CAPTION, FOLDER, tags
 from nbformat import NotebookNode
 
+from affinity_lib.running.plan import make_plan
+
 STEMS = [
     "00_data_and_overview",
     "01_class_activation_maps",
@@ -19,6 +21,9 @@ STEMS = [
     "05_segmentation_labels",
     "06_segmentation_network",
 ]
+LESSONS = [*STEMS, "07_what_matters"]
+"""The stages of a run, and what looks at all of them."""
+
 LONGEST_CELL = 33
 LONGEST_PARAMETERS, MOST_IMPORTS = 12, 12
 ABSOLUTE = re.compile(
@@ -31,7 +36,7 @@ def read(stem: str) -> NotebookNode:
     return nbformat.read(FOLDER / f"{stem}.ipynb", as_version=4)
 
 
-@pytest.fixture(params=STEMS)
+@pytest.fixture(params=LESSONS)
 def notebook(request) -> NotebookNode:
     return read(request.param)
 
@@ -52,8 +57,9 @@ def texts(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def test_the_seven_notebooks_are_there_and_no_other():
-    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == STEMS
+def test_the_eight_notebooks_are_there_and_seven_are_stages():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == LESSONS
+    assert list(make_plan("toy").notebooks) == STEMS
 
 
 def test_it_is_a_valid_notebook_for_the_python3_kernel(notebook):
@@ -101,8 +107,9 @@ def test_no_code_cell_is_longer_than_a_screen(notebook):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
 
 
-def test_a_notebook_begins_with_its_stage_and_shows_the_settings(notebook):
-    first = code(notebook)[1].source
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_notebook_begins_with_its_stage_and_shows_the_settings(stem):
+    first = code(read(stem))[1].source
     assert re.search(r'^stage = Stage\("\d\d_\w+"\)$', first, re.MULTILINE)
     assert first.splitlines()[-1] == "stage"
 
@@ -132,7 +139,7 @@ def test_executed_cells_are_counted_from_one_without_a_gap(notebook):
         assert set(counts) == {None}
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", LESSONS)
 def test_a_file_stays_below_a_megabyte(stem):
     assert (FOLDER / f"{stem}.ipynb").stat().st_size < 1_000_000
 
@@ -174,7 +181,7 @@ def test_it_speaks_of_nothing_but_itself(notebook):
 def test_a_link_to_another_notebook_leads_to_one(notebook):
     for cell in notebook.cells:
         for target in re.findall(r"\]\((\w+)\.ipynb\)", cell.source):
-            assert target in STEMS
+            assert target in LESSONS
 
 
 def test_every_equation_of_the_paper_stands_in_a_notebook_and_is_asserted():
@@ -202,12 +209,12 @@ def test_two_questions_are_asked_before_their_answers_are_shown(notebook):
         assert "?" in asked_for and answer.endswith("\n\n</details>")
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", LESSONS)
 def test_a_lesson_tells_what_it_wants_and_links_both_ways_at_both_ends(stem):
-    cells, place = read(stem).cells, STEMS.index(stem)
+    cells, place = read(stem).cells, LESSONS.index(stem)
     for row in ("| know |", "| read |", "| computes |", "| exercises |"):
         assert row in cells[0].source
     for end in (cells[0].source, cells[-1].source):
-        assert f"(exercises/{stem}.ipynb)" in end
-        assert all(f"({STEMS[k]}.ipynb)" in end for k in (place - 1, place + 1) if 0 <= k < 7)
-    assert (f"`make chapter N={place}`" in cells[0].source) == (place >= 2)
+        assert (f"(exercises/{stem}.ipynb)" in end) == (stem in STEMS)
+        assert all(f"({LESSONS[k]}.ipynb)" in end for k in (place - 1, place + 1) if 0 <= k < 8)
+    assert (f"`make chapter N={place}`" in cells[0].source) == (2 <= place <= 6)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import subprocess
 
+import nbformat
 import pytest
+from fake_project import make_project
+from nbformat.v4 import new_code_cell, new_notebook
 
 from affinity_lib.__main__ import main
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running.plan import make_plan, notebooks_before
 from affinity_lib.running.stage import Stage
+
+
+def test_a_notebook_that_takes_no_profile_has_no_place_in_a_run(tmp_path):
+    folder = make_project(tmp_path)
+    cell = new_code_cell('folder: str = "data"', metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), folder / "03_about.ipynb")
+    assert list(make_plan("tiny", folder).notebooks) == ["00_draw", "01_walk", "02_learn"]
 
 
 @pytest.mark.parametrize("number", ["4", "04"])

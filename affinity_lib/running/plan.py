@@ -62,7 +62,9 @@ def make_plan(profile: str, folder: Path | None = None) -> Plan:
         InputError: no notebooks or profile, an unknown setting or a value of the wrong kind.
     """
     folder = folder or find_root() / "notebooks"
-    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]*_*.ipynb"))}
+    lessons = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))  # one that takes no profile is no stage
+    stages = [path for path in lessons if "profile: str" in path.read_text(encoding="utf-8")]
+    notebooks = {path.stem: path for path in stages}
     if not notebooks:
         raise InputError(f"{folder} has no notebooks named like 00_name.ipynb")
     plan = Plan(profile, {}, notebooks)
