@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,18 +22,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all is well; 1 if a notebook failed, the disk is full, ``verify`` or ``check`` found
-        something or ``predict`` could not read a photograph; 2 for bad input; 130 after Ctrl-C.
+        something, ``predict`` could not read a photograph or whoever reads the output, such as
+        ``head``, has closed it; 2 for bad input; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        print("Stopped, as the output was closed.", file=sys.stderr)
+        return 1
     except OSError as error:
-        if error.filename is None:
+        path = error.filename2 or error.filename  # of a file that is renamed, where it was to go
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{path}: " if path else ""
+            remedy = "free some space and give the same command"
+            print(f"error: {where}{error.strerror}; {remedy}", file=sys.stderr)
+            return 1
+        if path is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        print(f"error: {path}: {error.strerror}; give another path", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)

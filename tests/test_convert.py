@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from pathlib import Path
@@ -136,6 +137,8 @@ def test_there_may_be_254_classes_and_no_more(own: Path, tmp_path: Path):
         (["phone.jpg,cat"], r"phone\.jpg is a HEIC photograph: save it as JPEG"),
         (["camera.nef,cat"], r"camera\.nef is the raw file of a camera: develop it"),
         (["page.jpg,cat"], r"page\.jpg does not decode"),
+        (["wide.png,cat"], r"wide\.png is 65600 x 1 pixels, too long for a JPEG: cut it"),
+        ([f"{'n' * 240}.jpg,cat"], r"row 2 of .*: nn.*\.jpg is too long a name: shorten it to 200"),
         (
             ["tom.jpg,cat;dog", "tom.jpg,dog"],
             r"rows 2, 3 of .* give tom\.jpg different tags: write",
@@ -157,6 +160,8 @@ def test_rows_that_cannot_be_used_are_refused_and_leave_nothing(
     (own / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     Image.new("RGB", (4, 4)).save(own / "camera.nef", format="TIFF")
     (own / "page.jpg").write_text("<html>not found</html>")
+    Image.new("L", (65_600, 1)).save(own / "wide.png")
+    Image.new("RGB", (4, 4)).save(own / f"{'n' * 240}.jpg")
     (own / "broken.jpg").write_bytes((own / "tom.jpg").read_bytes()[:300])
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=message):
@@ -257,6 +262,14 @@ def test_the_same_name_in_two_folders_is_told_apart_by_the_folder(own: Path, tmp
     assert [data.image(i).size for i in data.ids("train")] == [(9, 9), (40, 30)]
 
 
+def test_a_name_with_two_endings_stays_apart_from_that_with_one(own: Path, tmp_path: Path):
+    Image.new("RGB", (9, 9)).save(own / "tom.PNG.jpg")
+    out = convert(own, table(own, "tom.PNG.jpg,cat", "tom.jpg,dog"), tmp_path / "voc", 0)
+    data = VOCData(out)
+    assert [data.image(i).size for i in data.ids("train")] == [(40, 30), (9, 9)]
+    assert [data.tags(i) for i in data.ids("train")] == [(2,), (1,)]
+
+
 def test_a_letter_with_an_accent_may_be_one_character_or_two(own: Path, tmp_path: Path):
     Image.new("RGB", (4, 4)).save(own / "cafe\u0301.jpg")
     rows = ("caf\u00e9.jpg,the\u0301", "tom.jpg,th\u00e9")
@@ -300,6 +313,22 @@ def test_the_command_line_takes_the_part_for_validation(own: Path, tmp_path: Pat
     assert main([*words, "--val-fraction", "0.5"]) == 0
     assert "images: 4, of them 3 for train and 1 for val" in capsys.readouterr().out
     assert main([*words[:-1], str(tmp_path / "more"), "--val-fraction", "2"]) == 2
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as Pillow has it, without a file
+
+    words = ["convert", str(own), str(table(own, *ROWS)), str(tmp_path / "voc")]
+    monkeypatch.setattr(Image.Image, "save", full)
+    before = sorted(tmp_path.iterdir())
+    assert main(words) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: No space left on device; free some space and give the same command"
+    )
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_folder_in_use_is_never_overwritten(own: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -296,6 +297,15 @@ def test_the_command_goes_on_behind_a_class_that_is_unknown(voc, capsys, classes
     said = capsys.readouterr().out
     assert "has no class 'airplane' (did you mean 'aeroplane'?): choose from" in said
     assert "2007_000032.jpg is missing" in said and said.endswith("\n2 faults\n")
+
+
+def test_whoever_has_read_enough_of_the_output_may_close_it(voc, capsys, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main(["check", str(voc)]) == 1
+    assert "Stopped, as the output was closed." in capsys.readouterr().err
 
 
 def test_the_command_tells_where_the_layout_is(voc, capsys):

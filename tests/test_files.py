@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from affinity_lib.data.files import (
     load_json,
@@ -34,6 +35,14 @@ def test_nothing_has_the_final_name_before_the_writer_is_done(tmp_path: Path):
         assert aside.suffix == ".txt"
         assert not (tmp_path / "deep" / "a.txt").exists()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_the_longest_name_that_a_disk_takes_can_be_written(tmp_path: Path, letter: str):
+    target = tmp_path / f"{letter * (251 // len(letter.encode()))}.txt"
+    with write_aside(target) as aside:
+        aside.write_text("whole")
+    assert target.read_text() == "whole"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -224,6 +233,14 @@ def test_what_is_no_whole_image_is_refused_before_memory_is_taken(
     for read in (open_image, open_photograph):
         with pytest.raises(InputError, match=rf"a\.jpg {message}"):
             read(path)
+
+
+def test_a_photograph_that_no_jpeg_could_hold_is_refused(tmp_path: Path):
+    Image.new("1", (60_001, 2)).save(tmp_path / "a.png")
+    with pytest.raises(
+        InputError, match=r"a\.png is 60001 x 2 pixels, too long for a JPEG: cut it"
+    ):
+        open_photograph(tmp_path / "a.png")
 
 
 def test_an_image_that_is_a_folder_is_refused(tmp_path: Path):

@@ -60,10 +60,19 @@ def test_an_id_with_blanks_is_known_by_its_image(file):
     assert read_ids(file, images) == ["my cat", "the 1", "b"]
 
 
-def test_a_line_that_may_be_two_images_is_refused(file):
-    file.write_text("b 1\n")
-    with pytest.raises(InputError, match=r"'b 1' may be the image b or b 1: rename one"):
-        read_ids(file, ["b 1.jpg", "b.jpg"])
+def test_an_id_that_ends_like_an_image_is_known_by_its_image(file):
+    file.write_text("a.png\nJPEGImages/b.JPG\nc.jpg\n")
+    assert read_ids(file, ["a.png.jpg", "b.JPG.jpg", "c.jpg"]) == ["a.png", "b.JPG", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "images", "both"),
+    [("b 1", ["b 1.jpg", "b.jpg"], "b or b 1"), ("b.png", ["b.png.jpg", "b.jpg"], "b or b.png")],
+)
+def test_a_line_that_may_be_two_images_is_refused(file, line, images, both):
+    file.write_text(f"{line}\n")
+    with pytest.raises(InputError, match=rf"'{line}' may be the image {both}: rename one"):
+        read_ids(file, images)
 
 
 def test_an_image_beside_the_mask_of_another_is_refused(file):
@@ -119,6 +128,11 @@ def test_the_tags_of_an_annotation_are_the_names_of_its_objects(tmp_path, conten
         (b'<?xml version="1.0" encoding="klingon"?><annotation/>', r"a\.xml is not XML"),
         (b"<html><body>404</body></html>", "is no annotation of VOC, it begins with <html>"),
         (b"<annotation><object/></annotation>", "has an object without a name"),
+        (b"<annotation><Object><Name>a</Name></Object></annotation>", "objects where VOC has none"),
+        (
+            b"<annotation><objects><object><name>a</name></object></objects></annotation>",
+            "write each as <object> with a <name>, right below <annotation>",
+        ),
         (b"<annotation><object><name> </name></object></annotation>", "an object without a name"),
     ],
 )

@@ -223,6 +223,13 @@ def test_a_broken_photograph_among_good_ones_is_named_and_does_not_end_them(
     assert {p.name for p in (tmp_path / "out" / "masks").iterdir()} == {"a.png", "z.png"}
 
 
+def test_a_result_that_cannot_be_written_is_named(network, tmp_path, capsys):
+    (tmp_path / "out" / "masks" / "a.png").mkdir(parents=True)
+    path = photograph(tmp_path / "a.jpg")
+    assert main(["predict", str(network), str(path), "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {tmp_path}/out/masks/a.png: " in capsys.readouterr().err
+
+
 def test_the_dcrf_of_the_run_changes_the_masks(network, tmp_path, capsys):
     path = str(photograph(tmp_path / "a.png", (64, 64)))
     for words, out in (([], "plain"), (["--crf"], "refined")):

@@ -130,6 +130,14 @@ def test_images_without_a_mask_among_others_are_void_and_not_among_those_with_ma
     assert data.mask("a").shape == (3, 4) and (data.mask("a") == VOID).all()
 
 
+def test_the_ending_of_a_mask_may_be_in_capitals(root: Path):
+    path = VOCData(root).mask_path("a")
+    before = VOCData(root).mask("a")
+    path.rename(path.with_suffix(".PNG"))
+    assert VOCData(root).with_masks(["a"]) == ["a"]
+    np.testing.assert_array_equal(VOCData(root).mask("a"), before)
+
+
 def test_masks_of_the_augmented_list_count_where_vocs_own_are_missing(root: Path):
     write_labels(root / "SegmentationClassAug" / "a.png", np.zeros((3, 4)))
     write_labels(root / "SegmentationClassAug" / "c.png", np.zeros((3, 4)))

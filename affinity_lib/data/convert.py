@@ -26,6 +26,9 @@ from affinity_lib.data.tag_tables import Row, Table, read_table
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.errors import InputError
 
+_LONGEST = 200
+"""Bytes of an image's id, to which every file of a run adds its ending; disks allow 255 together."""
+
 
 def convert(
     images_dir: str | Path,
@@ -124,8 +127,11 @@ def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path,
     united = 0
     for file, same in rows.items():
         name = str(file.relative_to(images_dir))
+        # x.png.jpg becomes x_png: lists of ids are read without the endings of images
         image_id = re.sub(
-            r"[^\w.-]+", "_", unicodedata.normalize("NFC", name[: -len(file.suffix) or None])
+            r"(?i)[^\w.-]+|\.(?=(jpe?g|png)$)",
+            "_",
+            unicodedata.normalize("NFC", name[: -len(file.suffix) or None]),
         )
         which = f"rows {', '.join(str(row.number) for row in same)} of {path}"
         if len({_parts(row.name)[:-1] for row in same}) > 1:
@@ -134,6 +140,11 @@ def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path,
         elif len({frozenset(row.tags) for row in same}) > 1 and not table.one_tag_a_row:
             table.faults.append(
                 f"{which} give {name} different tags: write all tags of an image in one row"
+            )
+        elif len(image_id.encode()) > _LONGEST:
+            table.faults.append(
+                f"row {same[0].number} of {path}: {name} is too long a name: shorten it to "
+                f"{_LONGEST} letters, its folders with it"
             )
         elif image_id in found:
             table.faults.append(

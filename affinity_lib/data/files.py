@@ -48,7 +48,7 @@ def write_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No other writer has this name, on this machine or on another one that shares the disk.
-    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    aside = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
         yield aside
         os.replace(aside, path)
@@ -237,6 +237,9 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JP
 MAX_PIXELS = 120_000_000
 """More would take over a gigabyte to decode and to turn upright."""
 
+MAX_SIDE = 60_000
+"""A JPEG has 65,500 pixels a side at most, with the legend that a picture gets."""
+
 RAW_SUFFIXES = (
     ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw",
 )  # fmt: skip
@@ -264,7 +267,7 @@ def open_photograph(path: str | Path) -> Image.Image:
 
     Raises:
         InputError: there is no such file, it does not decode, holds several images, has more bits
-            a colour, or is the raw file of a camera.
+            a colour or more than ``MAX_SIDE`` pixels a side, or is the raw file of a camera.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "clear.png"
@@ -281,6 +284,10 @@ def open_photograph(path: str | Path) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # whose second image is a preview
             raise InputError(f"{path} holds {frames} images: save the one that is meant")
+        if max(image.size) > MAX_SIDE:
+            raise InputError(
+                f"{path} is {image.width} x {image.height} pixels, too long for a JPEG: cut it"
+            )
         return as_rgb(ImageOps.exif_transpose(image), path)
 
 

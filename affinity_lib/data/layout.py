@@ -60,7 +60,8 @@ def read_tags(path: str | Path) -> tuple[str, ...]:
     """The class names of the objects in a VOC annotation, each once; none is an image without tags.
 
     Raises:
-        InputError: the file is missing, is not XML or no annotation, or an object has no name.
+        InputError: the file is missing, is not XML or no annotation, or an object has no name or
+            stands elsewhere than VOC's.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -73,7 +74,13 @@ def read_tags(path: str | Path) -> tuple[str, ...]:
             f"{path} is no annotation of VOC, it begins with <{root.tag}>: write <annotation> with "
             "an <object> for each tag"
         )
-    names = {" ".join((item.findtext("name") or "").split()) for item in root.findall("object")}
+    objects = root.findall("object")
+    if sum(item.tag.lower() == "object" for item in root.iter()) != len(objects):
+        raise InputError(
+            f"{path} has objects where VOC has none: write each as <object> with a <name>, right "
+            "below <annotation>"
+        )
+    names = {" ".join((item.findtext("name") or "").split()) for item in objects}
     if "" in names:
         raise InputError(f"{path} has an object without a name: write its class, or take it out")
     return tuple(sorted(names))
@@ -111,7 +118,8 @@ def read_ids(path: str | Path, images: Collection[str] = ()) -> list[str]:
 
     Args:
         path: the list.
-        images: names of the files in ``JPEGImages``: an id that has blanks is known by them.
+        images: names of the files in ``JPEGImages``: an id that has blanks, or ends like an image,
+            is known by them.
 
     Raises:
         InputError: the file cannot be read as text, or a line has two meanings.
@@ -238,6 +246,11 @@ def read_text(path: str | Path) -> str:
 
 def _id(line: str, stems: Collection[str], path: str | Path) -> str:
     whole, words = _stem(line), [_stem(word) for word in re.split(r"[\s,;]+", line) if word]
+    bare = re.split(r"[/\\]", line)[-1]
+    if bare != whole and bare in stems:  # x.png, of the file x.png.jpg
+        if whole in stems:
+            raise InputError(f"{path}: {line!r} may be the image {whole} or {bare}: rename one")
+        return bare
     first, *more = words or [""]
     flagged = len(more) == 1 and more[0] in _FLAGS
     if whole in stems and flagged and first in stems:

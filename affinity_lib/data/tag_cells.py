@@ -8,11 +8,16 @@ from pathlib import Path
 
 import yaml
 
+from affinity_lib.data.layout import spelling
 from affinity_lib.errors import InputError
 
 _NO_NAMES = ("nan", "none", "null", "n/a", "na", "true", "false", "yes", "no", "-", "--", "?")
+_NO_NAMES += ("<na>", "nat", "undefined")
 _NO_NAMES += ("#n/a", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
+_NO_OBJECTS = ("background", "void", "unlabeled", "unlabelled")
 _SEPARATORS = {";": "semicolons", "|": "vertical bars", ",": "commas", "\n": "line breaks"}
+_WIDE = str.maketrans("；｜，、", ";|,,")  # as Chinese and Japanese keyboards type them
+_QUOTES = "'‘’‚“”„«»‹›`´"
 
 
 def split_cells(
@@ -35,6 +40,7 @@ def split_cells(
     >>> split_cells(Path("labels.csv"), {2: "cat; traffic light", 3: ""}, False)
     ({2: ('cat', 'traffic light'), 3: ()}, [], 'separated by semicolons')
     """
+    cells = {number: cell.translate(_WIDE) for number, cell in cells.items()}
     lists = {number for number, cell in cells.items() if re.match(r"\[|[({]\s*['\"]", cell)}
     used: dict[str, int] = {}
     for number, cell in cells.items():
@@ -96,11 +102,12 @@ def _items(cell: str) -> list[str] | None:
 
 def no_name(tag: str) -> str:
     """Why a tag cannot be the name of a class; nothing if it can."""
-    if tag.casefold() == "background":
+    if spelling(tag) in _NO_OBJECTS:
         return f"{tag} is no tag, it is what no tag names: take it out"
-    if tag.casefold() in _NO_NAMES:
+    if tag.casefold() in _NO_NAMES or not spelling(tag):
         return f"{tag} is no name of a class: leave the cell of an image without tags empty"
-    if not tag.isprintable() or set(tag) & set('[]{}"') or tag[0] in "'‘“" or tag[-1] in "'’”":
+    odd = set(tag) & set('[]{}"') or tag[0] in _QUOTES or tag[-1] in _QUOTES or "('" in tag
+    if odd or not tag.isprintable():
         return f"{short(tag)} is no plain name: write letters without quotes and brackets"
     return ""
 

@@ -38,6 +38,8 @@ _FLAGS = ("id", "index", "split", "fold", "difficult", "truncated", "occluded", 
 _FLAGS += ("isvalid", "istrain", "istest", "isoccluded", "istruncated")  # 0 and 1, yet no class
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _DELIMITERS = "\t;,|"
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)?")  # as pandas saves a column that had no name
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"))
 
 Records = list[tuple[int, list[str]]]
@@ -154,7 +156,7 @@ def _records(path: Path, text: str) -> tuple[list[str], Records]:
             f"row {line + 1} of {path} cannot be read ({error}): put a cell with separators in "
             "quotes, and write a quote in it twice"
         ) from error
-    return rows[0][1], rows[1:]
+    return ["" if _UNNAMED.fullmatch(name) else name for name in rows[0][1]], rows[1:]
 
 
 def _reader(text: str, delimiter: str, strict: bool = False) -> Iterator[list[str]]:
@@ -165,7 +167,7 @@ def _reader(text: str, delimiter: str, strict: bool = False) -> Iterator[list[st
 def _whole(path: Path, header: list[str], records: Records) -> tuple[Records, list[str]]:
     """The rows that have a cell for each column, and what is wrong with the others.
 
-    Columns without a name must be empty or count.
+    Columns without a name must be empty, or count the rows on the left of all others.
     """
     whole, faults = [], []
     for number, cells in records:
@@ -183,7 +185,7 @@ def _whole(path: Path, header: list[str], records: Records) -> tuple[Records, li
             whole.append((number, (cells + [""] * len(header))[: len(header)]))
     for column, name in enumerate(header):
         filled = [cells[column] for _, cells in whole if cells[column]]
-        counts = column == 0 and all(cell.isdecimal() for cell in filled)
+        counts = not any(header[:column]) and all(cell.isdecimal() for cell in filled)
         if not name and filled and not counts:
             raise InputError(f"column {column + 1} of {path} has no name: write one, or empty it")
     return whole, faults
@@ -228,8 +230,8 @@ def _read_one_hot(path: Path, header: list[str], records: Records, file: int) ->
                 f"whether the class is there: name the column of tags tags, or keep "
                 f"{header[file]} and one column a class"
             )
-        if spelling(header[column]) in _FLAGS:
-            raise InputError(f"{other} {header[column]} is hardly a class: take it out")
+    if flags := [header[column] for column in columns if spelling(header[column]) in _FLAGS]:
+        raise InputError(f"{other} {flags[0]} is hardly a class: take it out")
     rows, found = [], set()
     for number, row in records:
         there = [c for c in columns if _YES_NO[row[c].casefold()]]
@@ -246,7 +248,7 @@ def _check_names(path: Path, table: Table) -> None:
     counts = Counter(tag for row in table.rows for tag in row.tags)
     if not counts and not table.faults:
         raise InputError(f"{path} has no tag in any row: write at least one")
-    if counts and all(tag.isdecimal() for tag in counts):
+    if counts and all(_NUMBER.fullmatch(tag) for tag in counts):
         raise InputError(
             f"{path} has numbers for tags ({', '.join(sorted(counts)[:3])}): write the names of "
             "the classes"

@@ -266,7 +266,8 @@ class VOCData:
 
     def mask_path(self, image_id: str) -> Path:
         """The file of an image's true labels, whether it is there or not."""
-        paths = [self.root / folder / f"{image_id}.png" for folder in _MASKS]
+        names = (f"{image_id}.png", f"{image_id}.PNG")
+        paths = [self.root / folder / name for folder in _MASKS for name in names]
         return next((path for path in paths if os.path.isfile(path)), paths[0])
 
     def mask(self, image_id: str) -> np.ndarray:
