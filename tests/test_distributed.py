@@ -100,6 +100,7 @@ def test_two_processes_go_on_with_the_batches_losses_and_weights_of_one(tmp_path
     assert noted(tmp_path / "two", 0) == first
 
 
+@pytest.mark.long
 def test_with_batch_norm_and_dropout_the_losses_are_within_the_spread_of_seeds(tmp_path):
     data = draw_scenes(tmp_path / "data", 24)
 

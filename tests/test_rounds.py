@@ -44,6 +44,7 @@ def test_walked_maps_with_both_backgrounds_give_the_trusted_areas(tmp_path, pres
             assert soft.shape == (2 * (1 + len(data.tags(image_id))), 40, 40)
 
 
+@pytest.mark.long
 def test_a_second_round_leaves_the_first_as_it_was_and_is_what_walks(tiny_run, tmp_path):
     run, plan = tiny_run
     shutil.copytree(run, tmp_path / "run")

@@ -98,6 +98,7 @@ def test_a_network_of_an_earlier_run_is_taken(tmp_path):
     assert not second.training
 
 
+@pytest.mark.long
 def test_a_run_with_trained_networks_trains_neither_and_makes_the_same(tiny_run, tmp_path):
     run, plan = tiny_run
     files = {
