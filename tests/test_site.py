@@ -95,6 +95,20 @@ def test_a_long_table_becomes_several_with_its_header():
     assert {tuple(part.splitlines()[:2]) for part in parts} == {("| a | b |", "|---|---|")}
 
 
+def test_a_long_table_of_an_output_goes_on_without_its_code():
+    table = "\n".join(["| a | b |", "|---|---|", *(f"| {i} | x |" for i in range(24))])
+    outputs = [
+        new_output("stream", text="before"),
+        new_output("display_data", {"text/markdown": table}),
+        new_output("stream", text="after"),
+    ]
+    parts = list(slides.pieces_of_outputs(new_code_cell("show()", outputs=outputs)))
+    assert [slides.HIDDEN in part.metadata.get("tags", []) for part in parts] == [False, True, True]
+    assert [len(part.outputs) for part in parts] == [2, 1, 2]
+    shown = [o.data["text/markdown"] for part in parts for o in part.outputs if "data" in o]
+    assert shown == slides.pieces_of_table(table)
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_a_deck_has_every_figure_with_words_and_all_that_is_said(path):
     lesson = nbformat.read(path, as_version=4)

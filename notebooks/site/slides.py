@@ -103,20 +103,19 @@ def output_height(output: NotebookNode) -> float:
 
 def pieces_of_outputs(cell: NotebookNode) -> Iterator[NotebookNode]:
     """A code cell; where a table of its outputs has more rows than a slide, then the rest of it alone."""
-    outputs: list[NotebookNode] = []
-    rest = cell
+    parts: list[list[NotebookNode]] = [[]]
     for output in cell.outputs:
-        table = output.get("data", {}).get("text/markdown", "")
-        for number, piece in enumerate(pieces_of_table(table) if table else [None]):
-            if number:
-                yield NotebookNode(rest | {"outputs": outputs})
-                rest = NotebookNode(cell | {"metadata": cell.metadata | {"tags": [HIDDEN]}})
-                outputs = []
-            if piece is None:
-                outputs.append(output)
-            else:
-                outputs.append(NotebookNode(output | {"data": {"text/markdown": piece}}))
-    yield NotebookNode(rest | {"outputs": outputs})
+        table = output.get("data", {}).get("text/markdown")
+        if table is None:
+            parts[-1].append(output)
+            continue
+        pieces = [{"data": {"text/markdown": piece}} for piece in pieces_of_table(table)]
+        first, *others = (NotebookNode(output | piece) for piece in pieces)
+        parts[-1].append(first)
+        parts += [[other] for other in others]
+    for number, outputs in enumerate(parts):
+        tags = {"tags": [HIDDEN]} if number else {}
+        yield NotebookNode(cell | {"outputs": outputs, "metadata": cell.metadata | tags})
 
 
 def linked_to_decks(text: str) -> str:
