@@ -70,7 +70,7 @@ def test_auto_takes_the_gpu_if_there_is_one():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "auto:1"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "auto:1", "meta"])
 def test_a_device_that_is_not_there_is_refused(name: str):
     with pytest.raises(InputError, match="use auto or cpu"):
         pick_device(name)

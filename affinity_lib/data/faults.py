@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -39,6 +40,8 @@ class Fault:
 def list_faults(data: VOCData, train: str, val: str) -> Iterator[Fault]:
     """What is wrong with the lists of the two splits; without images to validate on, a run goes on.
 
+    A list of no images to validate on is what ``convert`` writes if asked to, and no fault.
+
     Args:
         data: the data set.
         train: name of the list to train on.
@@ -49,7 +52,8 @@ def list_faults(data: VOCData, train: str, val: str) -> Iterator[Fault]:
         try:
             listed[split] = data.listed(split)
         except InputError as error:
-            yield Fault(str(error), stops=split == train)
+            if split == train or not _is_empty(data.list_path(split)):
+                yield Fault(str(error), stops=split == train)
             continue
         if repeated := [i for i, count in Counter(listed[split]).items() if count > 1]:
             yield Fault(
@@ -186,6 +190,10 @@ def shortened(sentences: Sequence[object]) -> list[str]:
     lines = [str(sentence) for sentence in sentences[:_SHOWN]]
     more = len(sentences) - len(lines)
     return lines + [f"and {more} more"] * bool(more)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and not path.read_bytes().strip()
 
 
 def _is_turned(image: Image.Image) -> bool:

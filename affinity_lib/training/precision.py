@@ -24,7 +24,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     device = find_device(name)
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which one without memory, "meta", cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise _not_there(name) from error
     return device
