@@ -18,7 +18,7 @@ unexport JUPYTER_PATH
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run chapter exercises test long lab bench gpu ablation notebooks slides site lint
+.PHONY: help run chapter exercises test long lab bench gpu ablation beyond notebooks slides site lint
 
 help:  ## list the targets
 	@echo 'Targets, with PROFILE=$(PROFILE):'
@@ -54,6 +54,9 @@ gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training s
 
 ablation: $(READY)  ## change one thing of the chain at a time, over seeds; hours
 	@$(BIN)/python notebooks/ablation.py $(ARGS)
+
+beyond: $(READY)  ## try the ideas of lesson 8 on a finished run: make beyond PROFILE=photos; an hour
+	@$(BIN)/python notebooks/beyond.py $(PROFILE) $(ARGS)
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy
 	rm -rf runs/toy

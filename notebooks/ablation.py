@@ -529,10 +529,10 @@ def write_tables(found: Mapping[str, Found], folder: Path) -> None:
             of_seed = ((seed, one) for seed in known for one in results[seed, task]["table"])
             save_csv(folder / f"{profile}_{task}.csv", [{"seed": k} | one for k, one in of_seed])
         mious = results[0, OURS.name]["images"]
-        pictures = [
-            look | dict(zip(("walk", "walk_crf"), mious[look.pop("image")], strict=True))
-            for look in results[0, "images"]["table"]
-        ]
+        pictures = []
+        for look in results[0, "images"]["table"]:
+            shown = dict(zip(("walk", "walk_crf"), mious[look["image"]], strict=True))
+            pictures.append({name: look[name] for name in look if name != "image"} | shown)
         save_csv(folder / f"{profile}_images.csv", pictures)
         about[profile] = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -195,7 +195,8 @@ def test_wider_cells_are_a_quarter_as_many(case):
 @pytest.fixture(scope="module")
 def tables(found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
-    ablation.write_tables(found[0], folder)
+    for _ in range(2):  # what was found stays as it is
+        ablation.write_tables(found[0], folder)
     return folder
 
 

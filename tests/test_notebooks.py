@@ -21,7 +21,7 @@ STEMS = [
     "05_segmentation_labels",
     "06_segmentation_network",
 ]
-LESSONS = [*STEMS, "07_what_matters"]
+LESSONS = [*STEMS, "07_what_matters", "08_beyond"]
 """The stages of a run, and what looks at all of them."""
 
 LONGEST_CELL = 33
@@ -57,7 +57,7 @@ def texts(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def test_the_eight_notebooks_are_there_and_seven_are_stages():
+def test_the_nine_notebooks_are_there_and_seven_are_stages():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == LESSONS
     assert list(make_plan("toy").notebooks) == STEMS
 
@@ -216,5 +216,7 @@ def test_a_lesson_tells_what_it_wants_and_links_both_ways_at_both_ends(stem):
         assert row in cells[0].source
     for end in (cells[0].source, cells[-1].source):
         assert (f"(exercises/{stem}.ipynb)" in end) == (stem in STEMS)
-        assert all(f"({LESSONS[k]}.ipynb)" in end for k in (place - 1, place + 1) if 0 <= k < 8)
+        assert all(
+            f"({LESSONS[k]}.ipynb)" in end for k in (place - 1, place + 1) if 0 <= k < len(LESSONS)
+        )
     assert (f"`make chapter N={place}`" in cells[0].source) == (2 <= place <= 6)
