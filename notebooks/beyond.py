@@ -7,9 +7,9 @@ A row is a network and the maps that are walked with it. For each row alpha and 
 its labels are best after the dCRF, on every eighth training image, with its mask, so that affinities
 of any scale have their chance; the numbers of the labels are of the other training images. The
 segmentation network that learns from a row's labels is judged on the validation images, which chose
-nothing. What is finished is kept while the code that makes it, the settings and the run have not
-changed; a training that was stopped goes on from its last epoch. The tables are small and are kept in
-``data/beyond``.
+nothing. Networks, maps and labels are kept while the code that makes them, the settings and the run
+have not changed; a training that was stopped goes on from its last epoch. Alpha and beta are chosen anew
+each time. The tables are small and are kept in ``data/beyond``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ from affinity_lib.running import cache
 from affinity_lib.running.manifest import surroundings
 from affinity_lib.running.stage import Stage
 from affinity_lib.segmentation import segmentation_loss
-from affinity_lib.stages.affinity_labels import write_confident_labels
+from affinity_lib.stages.affinity_labels import affinity_targets, write_confident_labels
+from affinity_lib.stages.cams import cam_labels
 from affinity_lib.stages.evaluation import evaluate
 from affinity_lib.stages.predictions import predict, write_predictions
 from affinity_lib.stages.segmentation_labels import crf_settings, write_segmentation_labels
@@ -303,18 +304,18 @@ class Trial:
         Without networks there is no more than one, from that of notebook 6.
         """
         network = self.stage.input("06_segmentation_network/network") / "network.safetensors"
-        best = self.tables["rows"][0]["crf"]
+        best, minutes = self.tables["rows"][0]["crf"], 0.0  # notebook 6 is of the paper's chain
         for number in range(2, ROUNDS + 1):
             name = f"round_{number}"
             scores = self.network_scores(network, f"{name}_scores")
-            self.row_of_scores(f"{name}_no_walk", scores)
-            net, minutes = self.next_affinity_net(name, scores)
-            if number > 2:  # the network of notebook 6 is there in any case
-                minutes += load_json(network.parent / MINUTES)
+            self.row_of_scores(f"{name}_no_walk", scores, minutes)
+            net, own = self.next_affinity_net(name, scores)
+            minutes += own
             network = self.row(name, self.walk(net, scores), minutes)
             if network is None or self.tables["rows"][-1]["crf"] <= best:
                 return
             best = self.tables["rows"][-1]["crf"]
+            minutes += load_json(network.parent / MINUTES)  # the next round's scores cost it
 
     # What is learned
 
@@ -381,9 +382,10 @@ class Trial:
         config, labels = self.config, self.stage.output(f"{name}_areas")
         crf, scale = crf_settings(config, "affinity_crf"), config.crf_scale
         alphas = (config.alpha_strong, config.alpha_weak)
+        soft = labels / "soft" if config.label_pooling == "mean" else None
 
         def find() -> None:
-            write_confident_labels(self.data, self.ids, scores, labels, *alphas, crf, scale)
+            write_confident_labels(self.data, self.ids, scores, labels, *alphas, crf, scale, soft)
 
         minutes = timed(labels, find)
         net, offsets = affinity_network(config, self.start()), half_plane_offsets(config.gamma)
@@ -406,10 +408,8 @@ class Trial:
             pairs = pair_labels(grid, offsets, config.pair_border)
             return affinity_loss(W, pairs, weights=config.loss_weights, eps=eps).total
 
-        def areas(image_id: str) -> np.ndarray:
-            return self.data.read_labels(labels / f"{image_id}.png")
-
-        return self.learn(name, net, recipe(config, "affinity"), loss, labels=areas)
+        targets = affinity_targets(config, self.data, labels)
+        return self.learn(name, net, recipe(config, "affinity"), loss, **targets)
 
     def network_scores(self, network: Path, name: str) -> Path:
         """Scores of a segmentation network, masked by the tags, in the form of CAMs (Eq. 1)."""
@@ -435,7 +435,7 @@ class Trial:
         Args:
             name: of the row.
             walk: with the row's network and maps.
-            minutes: that the row's networks took to learn.
+            minutes: that all took to learn which the row has beyond the paper's chain.
 
         Returns:
             The segmentation network's file; None if there are no networks.
@@ -465,7 +465,7 @@ class Trial:
             found |= {(alpha, beta): miou for alpha, miou in zip(alphas, mious, strict=True)}
         return max(found, key=found.get)
 
-    def row_of_scores(self, name: str, scores: Path) -> None:
+    def row_of_scores(self, name: str, scores: Path, minutes: float) -> None:
         """Judge labels of scores that have not walked, with the alpha that suits them best."""
         stored = {i: torch.from_numpy(load_scores(scores / f"{i}.npz")[1]) for i in self.choosing}
         maps = {
@@ -475,7 +475,7 @@ class Trial:
         crf, scale = crf_settings(self.config), self.config.crf_scale
         (mious,) = try_crfs(self.data, self.choosing, maps, [crf], scale)
         alpha = ALPHAS[int(mious.argmax())]
-        self.judge(name, scores, {"alpha": alpha, "beta": None, "minutes": 0.0}, alpha)
+        self.judge(name, scores, {"alpha": alpha, "beta": None, "minutes": minutes}, alpha)
 
     def judge(
         self, name: str, scores: Path, chosen: Mapping[str, Any], alpha: float | None = None
@@ -509,10 +509,11 @@ class Trial:
 
     def labels_of(self, scores: Path, alpha: float | None, image_id: str) -> np.ndarray:
         """The label map (H, W) of one image, the highest score at each pixel."""
-        tags, maps = load_scores(scores / f"{image_id}.npz")
-        maps, (width, height) = torch.from_numpy(maps), self.data.image_size(image_id)
-        maps = maps if alpha is None else with_background(maps, alpha)
-        return to_labels(resize(maps, (height, width)), tags[tags > 0]).numpy()
+        if alpha is not None:
+            return next(cam_labels(self.data, image_id, scores, [alpha]))
+        (_, *tags), maps = load_scores(scores / f"{image_id}.npz")
+        size = self.data.image_size(image_id)[::-1]
+        return to_labels(resize(torch.from_numpy(maps), size), tags).numpy()
 
     def network(self, name: str, labels: Path) -> tuple[Path, float]:
         """Notebook 6 on some labels: the network's file, and its mIoU on new images without tags."""

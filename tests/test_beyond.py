@@ -130,6 +130,9 @@ def test_all_ideas_are_tried_on_a_run_and_kept(tiny_run, tmp_path, monkeypatch):
     for row in rows:
         assert all(0 < float(row[k]) < 100 for k in ("walk", "crf", "val"))
         assert (row["beta"] == "") == row["row"].endswith("no_walk")
+    later = [float(row["minutes"]) for row in rows[4:]]  # what a round builds on is counted
+    assert later[0] == 0 and later == sorted(later) and later[1] > 0
+    assert len(later) == 2 or later[2] > later[1]
     walked = [name for name in names if not name.endswith("no_walk")]
     kinds = rows_of(tmp_path / "first" / "toy_affinities.csv")
     assert [row["row"] for row in kinds] == [name for name in walked for _ in range(2)]

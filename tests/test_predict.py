@@ -249,6 +249,8 @@ def test_a_folder_is_taken_with_its_subfolders_but_for_what_is_hidden_or_made_he
     assert set(found) == {"a", "in/b", "phone", "masks/c"}
     (tmp_path / "overlays").mkdir()  # beside masks: the results of another call
     assert set(find_photographs([tmp_path], tmp_path / "new")) == {"a", "in/b", "phone"}
+    found = find_photographs([tmp_path, tmp_path / "masks"], tmp_path / "new")  # asked for by name
+    assert set(found) == {"a", "in/b", "phone", "c", "masks/e"}
 
 
 def test_results_of_photographs_with_one_name_are_kept_apart(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +90,8 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
     Args:
         paths: files, which are taken as they are, and folders, of which all files are taken
             that have the ending of an image, in subfolders too. Hidden ones are left out.
-        out: the folder of the results, which are no photographs; nor are those of another call.
+        out: the folder of the results, which are no photographs; nor are those of another call
+            below a folder that is given.
 
     Returns:
         Name -> file. A name is the path below what was given, without the ending; where two would
@@ -101,17 +101,20 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         InputError: a folder without an image, or two files that cannot be told apart.
     """
     found: dict[Path, Path] = {}  # absolute path -> path below what was given
-    out = Path(os.path.abspath(out))
+    kinds = (MASKS, OVERLAYS)
+    results = {Path(os.path.abspath(out)) / kind for kind in kinds}
     for given in map(Path, paths):
         if not given.is_dir():
             found.setdefault(Path(os.path.abspath(given)), Path(given.name))
             continue
         folder = Path(os.path.abspath(given))
+        others = (path.parent for path in folder.rglob(MASKS) if (path.parent / OVERLAYS).is_dir())
+        made = results | {other / kind for other in others for kind in kinds}
         inside = {
             path: path.relative_to(folder)
             for path in files_in(folder)
             if path.suffix.lower() in _endings()
-            and not any(map(partial(_is_result, out=out), path.parents))
+            and not any(path.is_relative_to(result) for result in made)
         }
         if not inside:
             raise InputError(f"{given} has no photographs in it: give files, or another folder")
@@ -174,14 +177,6 @@ def named_photograph(path: str, data: VOCData) -> Image.Image:
         scene = draw_scene(drawing["size"], drawing["seed"], split, number)
         return Image.fromarray(scene.image)
     return data.image(data.ids("val")[-1])
-
-
-def _is_result(folder: Path, out: Path) -> bool:
-    """Whether a folder holds what this call makes, or an earlier one has made elsewhere."""
-    if folder.name not in (MASKS, OVERLAYS):
-        return False
-    beside = (folder.parent / name for name in (MASKS, OVERLAYS))
-    return folder.parent == out or all(path.is_dir() for path in beside)
 
 
 def _within(image: Image.Image, pixels: int) -> Image.Image:
