@@ -60,9 +60,10 @@ from affinity_lib.stages.segmentation_labels import crf_settings, pixels
 from affinity_lib.stages.tuning import try_affinity_labels, try_walks
 from affinity_lib.stages.walk import Walk, last_network
 from affinity_lib.training.cores import available_cores
-from affinity_lib.training.inputs import Inputs, forward
+from affinity_lib.training.inputs import Inputs, device_of, forward
 from affinity_lib.training.loop import fit
 from affinity_lib.training.networks import affinity_network, recipe
+from affinity_lib.training.precision import pick_device
 
 SEEDS = {"toy": (5, 3), "photos": (1, 1)}
 """Profile -> how many seeds a row has, and how many one that trains, and the further tables."""
@@ -92,7 +93,7 @@ class ColourWalk(Walk):
         photograph = np.array(self.inputs.photograph(image_id)) / np.float32(255)
         colours = torch.from_numpy(photograph).movedim(2, 0)[None]
         colours = F.adaptive_avg_pool2d(colours, self.grid(image_id))  # (1, 3, h, w)
-        return affinities(colours, self.offsets)[0]
+        return affinities(colours, self.offsets)[0].to(device_of(self.net))
 
     def grid(self, image_id: str) -> tuple[int, ...]:
         """Height and width in cells."""
@@ -115,7 +116,7 @@ class OracleWalk(ColourWalk):
 
     def affinity(self, image_id: str) -> Tensor:
         pairs = pair_labels(self.classes(image_id), self.offsets)
-        return (pairs.background | pairs.foreground)[0].float()
+        return (pairs.background | pairs.foreground)[0].float().to(device_of(self.net))
 
     def classes(self, image_id: str) -> Tensor:
         """The class of each cell, (1, h, w); void pixels take the class that is nearest."""
@@ -200,7 +201,7 @@ class Case:
     def __init__(self, plan: Plan, run: Path, row: Row) -> None:
         self.run, self.row = run, row
         stride = row.wider * plan.values["affinity_stride"]
-        own = {"affinity_stride": stride, "affinity_rounds": row.rounds}
+        own = {"affinity_stride": stride, "affinity_rounds": row.rounds, "workers": 0}
         self.values = {**plan.values, **row.settings, **own}
         self.config = Config(self.values)
         self.data = VOCData(data_path(self.config.data_root), self.config.classes)
@@ -216,12 +217,16 @@ class Case:
         return folder_of(self.run, self.row.name)
 
     @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self.config.device)
+
+    @cached_property
     def walk(self) -> Walk:
         """The walk over the row's affinities; trains the network if the row wants it."""
         torch.manual_seed(self.config.seed)
         cam_weights = self.run / "01_class_activation_maps/network/network.safetensors"
         start = str(cam_weights) if self.config.start_from == "cam" else self.config.weights
-        net = affinity_network(self.config, start)
+        net = affinity_network(self.config, start).to(self.device)
         if not self.row.trains and self.row.walk is Walk:
             load_network(net, self.run / last_network(self.config) / "network.safetensors")
         choices = (self.config.affinity_finetune, self.config.long_side, self.run / "levels")
@@ -253,9 +258,10 @@ class Case:
 
         how = {"jitter": config.color_jitter, **self._targets()}
         samples = inputs.samples(self.ids, config.affinity_crop, **how)
-        fit(net, samples, loss, recipe(config, "affinity"), self.folder / "checkpoint.pt")
+        checkpoint, how = self.folder / "checkpoint.pt", recipe(config, "affinity")
+        fit(net, samples, loss, how, checkpoint, self.device)
         save_tensors(done, net.state_dict())
-        (self.folder / "checkpoint.pt").unlink()
+        checkpoint.unlink()
 
     def _targets(self) -> dict[str, Callable]:
         if self.row.labels == "masks":
@@ -333,7 +339,7 @@ class Case:
         truth = OracleWalk.of(self.config, self.walk.net, self.walk.inputs, self.walk.cams)
         sums, counts = torch.zeros(2, 3)
         for image_id in self.few:
-            affinity = self.walk.affinity(image_id)[None]
+            affinity = self.walk.affinity(image_id)[None].cpu()
             pairs = pair_labels(truth.classes(image_id), self.walk.offsets)
             sums += torch.stack([affinity[mask].sum() for mask in pairs])
             counts += torch.stack([mask.sum() for mask in pairs])
@@ -367,7 +373,9 @@ class Case:
         for image_id in self.rest:
             classes = truth.classes(image_id)
             across = pair_labels(classes, colour.offsets).negative[0]
-            distance = -colour.affinity(image_id)[across].log().mean() if across.any() else 0.0
+            distance = (
+                -colour.affinity(image_id).cpu()[across].log().mean() if across.any() else 0.0
+            )
             tags, objects = len(self.data.tags(image_id)), 100 * (classes > 0).float().mean()
             look = {"image": image_id, "tags": tags, "objects": float(objects)}
             rows.append(look | {"contrast": float(distance)})

@@ -76,7 +76,7 @@ from affinity_lib.training.networks import (
     save_network,
     segmentation_network,
 )
-from affinity_lib.training.parallel import each_image, turn
+from affinity_lib.training.parallel import compute_on, each_image
 from affinity_lib.training.recipe import Recipe
 
 Loss = Callable[[nn.Module, tuple], Tensor]
@@ -198,10 +198,13 @@ class BoundaryWalk(Walk):
     @torch.inference_mode()
     def affinity(self, image_id: str) -> Tensor:
         """W of one image, (P, h, w), on the network's device."""
-        device = device_of(self.net)
-        with turn(device):
-            features = forward(self.net, moved(self.inputs.seen(image_id), device))
-            return boundary_affinities(boundaries_of(self.net, features), self.offsets)[0]
+        seen, device = self.inputs.seen(image_id), device_of(self.net)
+
+        def compute() -> Tensor:
+            boundaries = boundaries_of(self.net, forward(self.net, moved(seen, device)))
+            return boundary_affinities(boundaries, self.offsets)[0]
+
+        return compute_on(device, compute)
 
 
 # The trial

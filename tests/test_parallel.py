@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
-from threading import Barrier
+from threading import Barrier, active_count, current_thread
 from time import sleep
 
 import pytest
@@ -18,7 +19,15 @@ import torch
 
 from affinity_lib.errors import InputError
 from affinity_lib.training import parallel
-from affinity_lib.training.parallel import SpareCores, each_image, map_images, turn
+from affinity_lib.training.parallel import SpareCores, compute_on, each_image, map_images
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("method", sorted({parallel.START_METHOD, "spawn"}))
@@ -80,14 +89,10 @@ def test_threads_do_every_job_with_one_thread_of_torch_each():
     assert seen == dict.fromkeys(range(40), 1)
 
 
-def test_threads_work_at_the_same_time():
-    before, barrier = torch.get_num_threads(), Barrier(2, timeout=30)
-    torch.set_num_threads(2)
-    try:
-        # one after the other would wait for ever and break it
-        each_image(lambda job: barrier.wait(), range(4), "jobs")
-    finally:
-        torch.set_num_threads(before)
+def test_threads_work_at_the_same_time(two_threads):
+    barrier = Barrier(2, timeout=30)
+    # one after the other would wait for ever and break it
+    each_image(lambda job: barrier.wait(), range(4), "jobs")
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -133,35 +138,50 @@ def test_a_pool_tells_how_many_jobs_are_done(monkeypatch: pytest.MonkeyPatch):
     assert len(seen) == 3
 
 
-def test_jobs_compute_on_a_gpu_one_at_a_time_and_read_beside_each_other():
-    together, inside, most = Barrier(2, timeout=60), [], []
+def test_the_thread_that_asked_computes_on_a_gpu_while_jobs_read_beside_each_other(two_threads):
+    together, where, modes = Barrier(2, timeout=60), [], []
 
-    def work(job: int) -> None:
+    def compute() -> int:
+        where.append(current_thread())
+        modes.append(torch.is_inference_mode_enabled())
+        return len(where)
+
+    def work(job: int) -> int:
         together.wait()  # both have read
-        with turn("cuda"):
-            inside.append(job)
-            most.append(len(inside))
-            inside.remove(job)
-        with turn("cpu"):
-            together.wait()  # neither waits for the other
+        with torch.inference_mode(job % 2 == 0):
+            number = compute_on("cuda", compute)
+        assert compute_on("cpu", current_thread) is current_thread()
+        together.wait()  # neither waits for the other
+        return number
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        each_image(work, range(8), "jobs")
-    finally:
-        torch.set_num_threads(threads)
-    assert most == [1] * 8
+    assert sorted(each_image(work, range(8), "jobs")) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert set(where) == {current_thread()} == {compute_on("cuda", current_thread)}
+    assert sorted(modes) == [False] * 4 + [True] * 4
 
 
-def test_a_job_that_fails_gives_its_turn_back():
-    def fail(job: str) -> None:
-        with turn("cuda"):
-            raise ValueError(job)
+def test_what_fails_on_a_gpu_reaches_the_caller_and_ends_the_work(two_threads):
+    asked = []
+
+    def fail() -> None:
+        asked.append(1)
+        raise ValueError("no memory")
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="a"):
-            each_image(fail, ["a"], "jobs")
+        with pytest.raises(ValueError, match="no memory"):
+            each_image(lambda job: compute_on("cuda", fail), range(2000), "jobs")
+    assert len(asked) < 100
+
+
+def test_an_interrupt_ends_the_jobs_that_wait_for_a_gpu(two_threads):
+    def interrupted() -> None:
+        sleep(0.05)  # the other job has asked, too
+        raise KeyboardInterrupt
+
+    before = active_count()
+    with pytest.raises(KeyboardInterrupt):
+        each_image(lambda job: compute_on("cuda", interrupted), range(20), "jobs")
+    assert active_count() == before
+    assert each_image(lambda job: compute_on("cuda", lambda: job), [1, 2], "jobs") == [1, 2]
 
 
 def _threads_of_torch(_: int) -> int:

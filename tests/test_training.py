@@ -180,6 +180,15 @@ def test_batches_for_a_gpu_lie_in_pinned_memory(monkeypatch, device):
     assert asked[0]["pin_memory"] == (device != "cpu")
 
 
+def test_a_gpu_has_its_images_loaded_by_processes_and_a_cpu_loads_them_itself(monkeypatch):
+    monkeypatch.setattr(loop, "available_cores", lambda: 3)
+    assert loop.loading_workers(torch.device("cuda", 1)) == 3
+    monkeypatch.setattr(loop, "available_cores", lambda: 64)
+    assert loop.loading_workers(torch.device("cuda")) == loop.MOST_WORKERS
+    assert loop.loading_workers(torch.device("cuda"), nproc=16) == 4
+    assert loop.loading_workers(torch.device("cpu")) == 0
+
+
 def test_workers_stay_for_the_whole_training(tmp_path):
     class Process(Noisy):
         def __getitem__(self, k):

@@ -27,7 +27,8 @@ from affinity_lib.presets import preset
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting with its kind and default; None leaves the choice to ``preset``."""
+    """Every setting with its kind and default; None leaves the choice to ``preset`` where the comment
+    does not say to whom."""
 
     # The data (section 5.1)
     dataset: str = "voc12"  # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
@@ -131,7 +132,7 @@ class Settings:
     # The machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     mixed_precision: bool = True  # convolutions in bfloat16 where the device has it
-    workers: int = 0  # processes that load training images
+    workers: int | None = None  # processes that load training images; None: up to 8 for a GPU
     nproc: int = 1  # processes that train together
 
 

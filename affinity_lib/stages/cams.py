@@ -22,7 +22,7 @@ from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, forward, moved
-from affinity_lib.training.parallel import each_image, turn
+from affinity_lib.training.parallel import compute_on, each_image
 
 
 def infer_cams(
@@ -63,12 +63,16 @@ def infer_cams(
         if stored:
             (image_id,) = some
             levels = inputs.stored_levels(image_id)
-            with turn(device):
-                evidence = net.evidence(moved(levels, device)).cpu()
+
+            def evidence_of() -> Tensor:
+                return net.evidence(moved(levels, device)).cpu()
         else:
             images = torch.stack([inputs.image(i) for i in some])
-            with turn(device):
-                evidence = multi_scale_activation(fast, images.to(device), scales, flip).cpu()
+
+            def evidence_of() -> Tensor:
+                return multi_scale_activation(fast, images.to(device), scales, flip).cpu()
+
+        evidence = compute_on(device, evidence_of)
         for image_id, each in zip(some, evidence, strict=True):
             cams = normalize(each, tags[image_id], eps)
             save_scores(out / f"{image_id}.npz", tags[image_id], cams)
@@ -115,8 +119,7 @@ def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, f
     @torch.inference_mode()
     def work(image_id: str) -> Tensor:
         seen = inputs.seen(image_id)
-        with turn(device):
-            return forward(net, moved(seen, device)).cpu()
+        return compute_on(device, lambda: forward(net, moved(seen, device)).cpu())
 
     right = (torch.cat(each_image(work, ids, "tags")) > 0) == inputs.data.multi_hot(ids).bool()
     percent = 100 * right.float().mean(dim=0)

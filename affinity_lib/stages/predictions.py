@@ -14,7 +14,7 @@ from affinity_lib.data.files import missing
 from affinity_lib.segmentation import SegmentationNet, label_probabilities, probabilities
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, device_of, moved
-from affinity_lib.training.parallel import each_image, turn
+from affinity_lib.training.parallel import compute_on, each_image
 
 
 def write_predictions(
@@ -85,8 +85,13 @@ def predict(
     size, device = inputs.data.image_size(image_id)[::-1], device_of(net)
     if inputs.as_stored(scales, flip):
         levels = inputs.stored_levels(image_id)
-        with turn(device):
+
+        def compute() -> Tensor:
             return probabilities([net.from_levels(moved(levels, device))], size).cpu()
-    image = inputs.image(image_id)[None]
-    with turn(device):
-        return label_probabilities(net, image.to(device), size, scales, flip).cpu()
+    else:
+        image = inputs.image(image_id)[None]
+
+        def compute() -> Tensor:
+            return label_probabilities(net, image.to(device), size, scales, flip).cpu()
+
+    return compute_on(device, compute)

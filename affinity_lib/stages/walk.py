@@ -24,7 +24,7 @@ from affinity_lib.cam import on_grid
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.random_walk import random_walk
 from affinity_lib.training.inputs import Inputs, device_of, forward, moved
-from affinity_lib.training.parallel import each_image, turn
+from affinity_lib.training.parallel import compute_on, each_image
 
 
 @dataclass
@@ -106,8 +106,12 @@ class Walk:
         starts = [self.start(image_id, alpha) for alpha in alphas]
         tags, maps = starts[0][0], torch.cat([*(m[:1] for _, m in starts), starts[0][1][1:]])
         affinity = self.affinity(image_id) if affinity is None else affinity
-        with turn(affinity.device):
-            walked = random_walk(maps.to(affinity.device), affinity, self.offsets, beta, t).cpu()
+        device = affinity.device
+
+        def walk() -> Tensor:
+            return random_walk(maps.to(device), affinity, self.offsets, beta, t).cpu()
+
+        walked = compute_on(device, walk)
         grounds, cams = walked[: len(alphas)], walked[len(alphas) :]
         return tags, torch.stack([torch.cat([ground[None], cams]) for ground in grounds])
 
@@ -151,9 +155,12 @@ def affinity_of(
         border: cells at the borders whose pixels start no pair, see ``pairs_inside``.
     """
     seen, device = inputs.seen(image_id), device_of(net)
-    with turn(device):
+
+    def compute() -> Tensor:
         affinity = affinities(forward(net, moved(seen, device)), offsets, distance)[0]
         return affinity * pairs_inside(offsets, *affinity.shape[1:], border).to(device)
+
+    return compute_on(device, compute)
 
 
 def mean_affinities(

@@ -20,7 +20,7 @@ from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.parallel import each_image, turn
+from affinity_lib.training.parallel import compute_on, each_image
 from affinity_lib.training.transforms import (
     TrainTransform,
     crop_and_flip,
@@ -114,8 +114,10 @@ class Inputs:
         @torch.inference_mode()
         def work(image_id: str) -> None:
             image = self.image(image_id)[None].contiguous(memory_format=torch.channels_last)
-            with turn(device):
-                levels = [level[0].half().cpu() for level in backbone.levels(image.to(device))]
+            levels = compute_on(
+                device,
+                lambda: [level[0].half().cpu() for level in backbone.levels(image.to(device))],
+            )
             save_tensors(self._path(image_id), {str(k): level for k, level in enumerate(levels)})
 
         each_image(work, todo, "features")

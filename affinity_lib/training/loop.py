@@ -14,11 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from affinity_lib.data.progress import Progress, print_above
 from affinity_lib.errors import InputError
+from affinity_lib.training.cores import available_cores
 from affinity_lib.training.parallel import START_METHOD, SpareCores
 from affinity_lib.training.precision import autocast
 from affinity_lib.training.processes import launch
 from affinity_lib.training.recipe import Recipe
 from affinity_lib.training.state import TrainingState
+
+MOST_WORKERS = 8
+"""Processes that load images for a GPU, at most."""
 
 
 def fit(
@@ -104,6 +108,16 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
     """The order in which an epoch visits the images: a permutation fixed by seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 10_007 + epoch)
     return torch.randperm(length, generator=generator).tolist()
+
+
+def loading_workers(device: torch.device, nproc: int = 1) -> int:
+    """Processes that load images for each of those that train: none on a CPU, whose cores train,
+    and as many as a GPU may want.
+
+    >>> loading_workers(torch.device("cpu"))
+    0
+    """
+    return min(available_cores() // nproc, MOST_WORKERS) if device.type == "cuda" else 0
 
 
 def _train_together(model, samples, loss, recipe, checkpoint, device, report_every, report) -> None:
@@ -194,6 +208,10 @@ def _load(
 ) -> Iterator[list]:
     """This process's share of all batches of these epochs, from workers that stay."""
     rank, size = _rank_and_size()
+    if recipe.workers is None:
+        workers = loading_workers(device, size)
+    else:
+        workers = -(-recipe.workers // size)
     shares = [
         [(epoch, k) for k in batch[rank::size] or batch[:1]]  # the first again where none is left
         for epoch in epochs
@@ -202,8 +220,8 @@ def _load(
     yield from DataLoader(
         _Seeded(samples, recipe.seed),
         batch_sampler=shares,
-        num_workers=-(-recipe.workers // size),
-        multiprocessing_context=START_METHOD if recipe.workers else None,
+        num_workers=workers,
+        multiprocessing_context=START_METHOD if workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # and not the numbers of dropout
     )

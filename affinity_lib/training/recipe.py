@@ -26,7 +26,8 @@ class Recipe:
         mixed_precision: see ``precision.autocast``; float32 where the device has no bfloat16.
         ema_decay: of an exponential moving average of the weights, which the network ends with; 0
             ends with the last weights, as the paper does.
-        workers: processes that load images; 0 loads in the main process.
+        workers: processes that load images; 0 loads in the main process, None chooses for the
+            device (``loop.loading_workers``).
         seed: of initial order, augmentation and dropout; below 10^9.
     """
 
@@ -42,7 +43,7 @@ class Recipe:
     accumulate: int = 1
     mixed_precision: bool = False
     ema_decay: float = 0.0
-    workers: int = 0
+    workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Recipe:
         if min(self.lr_factors) < 0:
             raise InputError(f"lr_factors must be >= 0, got {list(self.lr_factors)}")
         for name in ("weight_decay", "momentum", "workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name} must be >= 0, got {getattr(self, name):g}")
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

@@ -209,7 +209,7 @@ def report(profile: str, costs: Sequence[Cost], tflops: float, gpu: str = "") ->
     rows.append(["all", *totals[:2], peak, *totals[2:]])
     header = ["stage", "PFLOP", "GPU hours", "GPU memory, GiB", "core hours", "disk, GiB"]
     assumed = f"at {tflops:g} TFLOP/s, which is assumed: `make gpu` measures it where a GPU is."
-    known = f"and memory: of training steps on {gpu}, measured by `make gpu`."
+    known = f"at least, as training steps on {gpu}, measured by `make gpu`."
     unknown = [cost.stage for cost in costs if cost.flops and not cost.tflops]
     speed = known if not unknown else assumed
     if unknown and any(cost.tflops for cost in costs):

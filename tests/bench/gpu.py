@@ -52,6 +52,7 @@ from affinity_lib.training.state import build_optimizer
 PROFILES = ("voc12", "voc12-vgg16")
 NO_GPU = "There is no GPU with CUDA here: `make gpu` compares one with the CPU where there is."
 PRODUCTS = {"bags": "_by_bags", "rows (CSR)": "_by_rows", "shifts": "_by_shifts"}
+DENSE = "squarings of the dense matrix"
 
 Results = Mapping[str, Tensor]
 
@@ -124,20 +125,29 @@ def compare(device: torch.device, quick: bool = False) -> list[Row]:
 
 
 def walk_times(device: torch.device, quick: bool = False) -> list[dict[str, Any]]:
-    """Seconds of 256 steps of the walk with each way of multiplying, 3 maps of 500 x 375 pixels."""
+    """Seconds and memory of 256 steps of the walk with each way of multiplying, and with squarings
+    of the dense matrix as in the released code, 3 maps of 500 x 375 pixels."""
     times = []
     for stride in (8, 4) if not quick else (32,):
         affinity, cams, offsets = walk_input(-(-375 // stride), -(-500 // stride))
-        call = partial(_walk, cams, affinity, offsets)
-        for name, way in PRODUCTS.items():
-            with mock.patch.object(walking, "_multiplier", getattr(walking, way)):
-                seconds = _measured(device, call, repeat=10)[1]
-            times.append({"stride": stride, "way": name, "seconds": seconds})
+        for name in (*PRODUCTS, DENSE):
+            method = "dense" if name == DENSE else None
+            call = partial(_walk, cams, affinity, offsets, method=method)
+            way = getattr(walking, PRODUCTS.get(name, "_multiplier"))
+            with mock.patch.object(walking, "_multiplier", way):
+                _, seconds, memory = _measured(device, call, repeat=10)
+            times.append({"stride": stride, "way": name, "seconds": seconds, "memory": memory})
     return times
 
 
-def _walk(cams: Tensor, affinity: Tensor, offsets: Tensor, device: torch.device) -> Results:
-    walked = walking.random_walk(cams.to(device), affinity.to(device), offsets)
+def _walk(
+    cams: Tensor,
+    affinity: Tensor,
+    offsets: Tensor,
+    device: torch.device,
+    method: str | None = None,
+) -> Results:
+    walked = walking.random_walk(cams.to(device), affinity.to(device), offsets, method=method)
     return {"maps": walked.cpu()}
 
 
@@ -188,7 +198,10 @@ def tables(
         + [f"{row.memory / 2**20:.0f}"]
         for row in rows
     ]
-    ways = [[w["stride"], w["way"], f"{1000 * w['seconds']:.1f}"] for w in walks]
+    ways = [
+        [w["stride"], w["way"], f"{1000 * w['seconds']:.1f}", f"{w['memory'] / 2**20:.0f}"]
+        for w in walks
+    ]
     trained = [
         [s["backbone"], s["network"], s["crop"], s["batch"], f"{s['images_per_second']:.1f}"]
         + [f"{s['tflops']:.1f}", f"{s['memory'] / 2**30:.1f}"]
@@ -199,7 +212,7 @@ def tables(
         [
             ", ".join(f"{name} {machine[name]}" for name in known if name in machine),
             markdown_table(head, chain),
-            markdown_table(["stride", "the walk's products by", "ms"], ways),
+            markdown_table(["stride", "the walk's products by", "ms", "GPU memory, MiB"], ways),
             markdown_table(
                 ["backbone", "network", "crop", "batch", "images/s", "TFLOP/s", "memory, GiB"],
                 trained,
