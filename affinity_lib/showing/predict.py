@@ -191,7 +191,7 @@ def _highest(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Maps that are nowhere the highest stay out of it, and the others are resized one at a time: a
     photograph of many pixels must not take L times their memory.
     """
-    highest = scores.argmax(dim=0).byte()
+    highest = scores.max(dim=0).indices.byte()
     if highest.shape == size:
         return highest
     best = torch.zeros(size)
