@@ -33,14 +33,16 @@ chapter: $(READY)  ## make all that a lesson reads, to begin there: make chapter
 exercises: $(READY)  ## make the exercises of the solutions; your answers are kept aside
 	@$(BIN)/python -m affinity_lib exercises
 
-test: $(READY)  ## check style, run the tests and every notebook
+test: $(READY)  ## check style, run the tests and every notebook, at its smallest size
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(SPREAD) -m 'not long' tests $(ARGS)
-	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks/[0-9]*.ipynb $(ARGS)
+	@$(BIN)/python tests/tiny.py runs/lessons
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 runs/lessons/*.ipynb $(ARGS)
 
-long: $(READY)  ## run the tests that take minutes: kills, Snakemake, the paper's profiles
+long: $(READY)  ## run what takes minutes: every notebook as it is, kills, Snakemake, the paper's profiles
 	@$(SPREAD) -m long tests $(ARGS)
+	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks/[0-9]*.ipynb $(ARGS)
 	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 20 notebooks/solutions $(ARGS)
 
 lab: $(READY)  ## open JupyterLab at the notebooks

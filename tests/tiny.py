@@ -1,6 +1,19 @@
-"""The smallest size at which the chain of all notebooks still does everything."""
+"""The smallest size at which the chain of all notebooks still does everything.
+
+``python tests/tiny.py FOLDER`` leaves the lessons there, to run at that size.
+"""
 
 from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import papermill
+
+from affinity_lib.data.paths import find_root
+from affinity_lib.running.plan import make_plan
 
 TINY = {
     "train_images": 12,
@@ -17,3 +30,19 @@ TINY = {
     "segmentation_epochs": 1,
     "crf_iterations": 2,
 }
+
+
+def main(folder: Path) -> None:
+    """Write the lessons into a folder as papermill prepares them for such a run, for nbval."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    plan = make_plan("toy").with_settings(TINY | {"data_root": str(folder.resolve() / "data")})
+    values = {"profile": plan.profile, "run_dir": str(folder.resolve() / "run")} | plan.given
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it knows a notebook's own names only
+    for path in sorted((find_root() / "notebooks").glob("[0-9]*.ipynb")):
+        given = values if path.stem in plan.notebooks else {}
+        papermill.execute_notebook(path, folder / path.name, given, prepare_only=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
