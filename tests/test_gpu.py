@@ -67,6 +67,12 @@ def test_every_way_of_walking_is_timed():
     assert all(time["seconds"] > 0 for time in times)
 
 
+def test_a_size_is_looked_at_twice():
+    (row,) = gpu.size_times(CPU, quick=True)
+    assert row["first"] > 0 < row["again"]
+    assert "of a new size" in gpu.tables({}, [], [], [], [row])
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU with CUDA")
 def test_a_gpu_gives_what_the_cpu_gives(tmp_path: Path, capsys):

@@ -32,7 +32,7 @@ from affinity_lib import random_walk as walking
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
-from affinity_lib.cam import CAMNet
+from affinity_lib.cam import CAMNet, multi_scale_activation
 from affinity_lib.data.files import load_scores, save_json
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.toy import make_toy
@@ -44,6 +44,7 @@ from affinity_lib.segmentation import SegmentationNet
 from affinity_lib.stages.cams import infer_cams
 from affinity_lib.stages.predictions import predict
 from affinity_lib.stages.walk import affinity_of
+from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs
 from affinity_lib.training.loop import Recipe, fit
 from affinity_lib.training.precision import accelerator, autocast
@@ -96,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = training_steps(
         device, [cut_down() if options.quick else make_plan(n) for n in PROFILES]
     )
+    sizes = size_times(device, options.quick)
     result = {"machine": describe_machine() | accelerator("cuda"), "training": steps}
-    result |= {"chain": [asdict(row) for row in rows], "walk": walks}
+    result |= {"chain": [asdict(row) for row in rows], "walk": walks, "sizes": sizes}
     save_json(out, result)
-    print(tables(result["machine"], rows, walks, steps))
+    print(tables(result["machine"], rows, walks, steps, sizes))
     print(f"\n{out}")
     return 0 if all(row.agrees for row in rows) else 1
 
@@ -151,6 +153,31 @@ def _walk(
     return {"maps": walked.cpu()}
 
 
+def size_times(device: torch.device, quick: bool = False) -> list[dict[str, Any]]:
+    """Seconds of CAMs of an image, three scales and mirrored, of a size that is new, and again.
+
+    cuDNN plans each convolution anew for each size.
+    """
+    times = []
+    for name in ("small",) if quick else ("efficientnet_lite0", "vgg16", "resnet38"):
+        net = CAMNet(build_backbone(name), len(VOC_CLASSES)).eval().to(device)
+        fast, seconds, side = for_inference(net, mixed_precision=True), [], 32 if quick else 320
+        images = [torch.rand(1, 3, side + 3 * k, side + 4 * k) for k in range(9)]
+
+        def look(device: torch.device, image: Tensor, fast: nn.Module = fast) -> Results:
+            with torch.inference_mode():
+                maps = multi_scale_activation(fast, image.to(device), (1, 1.5, 2), flip=True)
+            return {"maps": maps.cpu()}
+
+        for image in images:
+            once = partial(look, image=image)
+            first, again = (_measured(device, once, 1, warm_up=0)[1] for _ in range(2))
+            seconds.append((first, again))
+        first, again = np.median(seconds[1:], axis=0).tolist()  # the first loads cuDNN
+        times.append({"backbone": name, "first": first, "again": again})
+    return times
+
+
 def training_steps(device: torch.device, plans: Sequence[Plan]) -> list[dict[str, Any]]:
     """Images a second and memory of a step of each network of some plans, forward and backward.
 
@@ -189,6 +216,7 @@ def tables(
     rows: Sequence[Row],
     walks: Sequence[Mapping[str, Any]],
     steps: Sequence[Mapping[str, Any]],
+    sizes: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """All that was measured, as markdown."""
     head = ["", "difference", "tolerance", "", "CPU, s", "GPU, s", "GPU memory, MiB"]
@@ -207,6 +235,7 @@ def tables(
         + [f"{s['tflops']:.1f}", f"{s['memory'] / 2**30:.1f}"]
         for s in steps
     ]
+    looks = [[s["backbone"], f"{s['first']:.3f}", f"{s['again']:.3f}"] for s in sizes]
     known = ("gpu", "driver", "cuda", "cudnn", "torch", "processor")
     return "\n\n".join(
         [
@@ -217,6 +246,7 @@ def tables(
                 ["backbone", "network", "crop", "batch", "images/s", "TFLOP/s", "memory, GiB"],
                 trained,
             ),
+            markdown_table(["CAMs of an image", "of a new size, s", "again, s"], looks),
         ]
     )
 
