@@ -23,7 +23,7 @@ from affinity_lib.plots import labelled, with_legend
 from affinity_lib.segmentation import label_probabilities
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.networks import load_segmentation_network
-from affinity_lib.training.parallel import each_image
+from affinity_lib.training.parallel import compute_on, each_image
 from affinity_lib.training.transforms import resize_long_side, to_tensor
 
 NETWORK = "06_segmentation_network/network/network.safetensors"
@@ -72,8 +72,11 @@ class Predictor:
         image = to_tensor(resize_long_side(photograph, side), backbone.mean, backbone.std)
         small = _within(photograph, _PIXELS)
         size = (small.height, small.width)
-        image = image[None].to(self.device)
-        scores = label_probabilities(self.net, image, size, settings.scales, settings.flip).cpu()
+        views = (size, settings.scales, settings.flip)
+        scores = compute_on(
+            self.device,
+            lambda: label_probabilities(self.net, image[None].to(self.device), *views).cpu(),
+        )
         if self.crf is not None:
             scores = torch.from_numpy(dense_crf(np.array(small), scores.numpy(), self.crf))
         return _highest(scores, (photograph.height, photograph.width)).numpy()
