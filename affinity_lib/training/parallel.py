@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import local
 from typing import Any, Self, TypeVar
 
@@ -114,9 +114,11 @@ def each_image(
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        while not all(future.done() for future in futures):  # those that wait for a GPU give up
-            if isinstance(left := desk.get(), _Request):
-                left.answer.cancel()
+        running = [future for future in futures if not future.done()]
+        while not all(future.done() for future in running):  # those that wait for a GPU give up
+            with suppress(Empty):
+                if isinstance(left := desk.get(timeout=0.1), _Request):
+                    left.answer.cancel()
         pool.shutdown()
         torch.set_num_threads(threads)  # of threads that start later
 
