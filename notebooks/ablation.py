@@ -217,16 +217,12 @@ class Case:
         return folder_of(self.run, self.row.name)
 
     @cached_property
-    def device(self) -> torch.device:
-        return pick_device(self.config.device)
-
-    @cached_property
     def walk(self) -> Walk:
         """The walk over the row's affinities; trains the network if the row wants it."""
         torch.manual_seed(self.config.seed)
         cam_weights = self.run / "01_class_activation_maps/network/network.safetensors"
         start = str(cam_weights) if self.config.start_from == "cam" else self.config.weights
-        net = affinity_network(self.config, start).to(self.device)
+        net = affinity_network(self.config, start).to(pick_device(self.config.device))
         if not self.row.trains and self.row.walk is Walk:
             load_network(net, self.run / last_network(self.config) / "network.safetensors")
         choices = (self.config.affinity_finetune, self.config.long_side, self.run / "levels")
@@ -258,8 +254,8 @@ class Case:
 
         how = {"jitter": config.color_jitter, **self._targets()}
         samples = inputs.samples(self.ids, config.affinity_crop, **how)
-        checkpoint, how = self.folder / "checkpoint.pt", recipe(config, "affinity")
-        fit(net, samples, loss, how, checkpoint, self.device)
+        checkpoint = self.folder / "checkpoint.pt"
+        fit(net, samples, loss, recipe(config, "affinity"), checkpoint, device_of(net))
         save_tensors(done, net.state_dict())
         checkpoint.unlink()
 

@@ -67,8 +67,16 @@ def test_every_way_of_walking_is_timed():
     assert all(time["seconds"] > 0 for time in times)
 
 
-def test_a_size_is_looked_at_twice():
+def test_each_size_is_new_once_and_looked_at_again(monkeypatch):
+    look, sizes = gpu.multi_scale_activation, []
+
+    def watched(net, images, *views, **how):
+        sizes.append(tuple(images.shape[-2:]))
+        return look(net, images, *views, **how)
+
+    monkeypatch.setattr(gpu, "multi_scale_activation", watched)
     (row,) = gpu.size_times(CPU, quick=True)
+    assert sizes[::2] == sizes[1::2] and len(set(sizes)) == len(sizes) / 2 > 5
     assert row["first"] > 0 < row["again"]
     assert "of a new size" in gpu.tables({}, [], [], [], [row])
 
