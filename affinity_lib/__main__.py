@@ -130,16 +130,11 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> None:
     from affinity_lib.running import manifest
-    from affinity_lib.showing import report
+    from affinity_lib.showing import report, tables
 
-    print(report.write_report(manifest.find_run(options.run)))
-
-
-def _tables(options: argparse.Namespace) -> None:
-    from affinity_lib.running import manifest
-    from affinity_lib.showing import tables
-
-    print(*tables.write_tables(manifest.find_run(options.run)), sep="\n")
+    run = manifest.find_run(options.run)
+    tables.write_tables(run)
+    print(report.write_report(run))
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -193,13 +188,6 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{kind}: {sentence}")
     print(f"{len(faults)} fault{'s' * (len(faults) != 1)}")
     return 1 if faults else 0
-
-
-def _toy(options: argparse.Namespace) -> None:
-    from affinity_lib.data.toy import make_toy
-
-    make_toy(options.out)
-    print(f"The toy data set is in {options.out}")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -267,8 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
 
     for name, function, text in (
-        ("report", _report, "write a run's index.html again"),
-        ("tables", _tables, "the paper's tables for a run, as markdown and CSV"),
+        ("report", _report, "write a run's tables and its index.html again"),
         ("verify", _verify, "hash everything that a run recorded again"),
     ):
         command(name, function, text).add_argument("run", help="a folder, or a name in runs/")
@@ -287,9 +274,6 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", nargs="+", default=[], metavar="NAME", help="those to use, if not all"
     )
     look.add_argument("--train-split", default="train", metavar="LIST", help="if not train")
-
-    toy = command("toy", _toy, "draw the toy data set")
-    toy.add_argument("out", type=Path, help="a folder to be made")
 
     command("exercises", _exercises, "make the exercises of the solutions, with all answers out")
 

@@ -10,6 +10,7 @@ import pytest
 from tiny import TINY
 
 from affinity_lib.data.convert import convert
+from affinity_lib.data.files import load_tensors
 from affinity_lib.data.toy import make_toy
 from affinity_lib.data.voc import VOCData, read_labels
 from affinity_lib.running import runner
@@ -51,6 +52,21 @@ def test_the_labels_name_the_tags_of_each_image_and_nothing_else(run):
         width, height = data.image(image_id).size
         assert labels.shape == (height, width)
         assert set(np.unique(labels)) <= {0, *data.tags(image_id)}
+
+
+def test_another_network_learns_from_the_labels_of_a_run(run, tmp_path):
+    """As the paper's Ours-DeepLab, VGG16, from the labels of ResNet38."""
+    folder, plan = run
+    copy = shutil.copytree(folder, tmp_path / "run")
+    before = load_manifest(copy)["stages"]
+    vgg16 = {"backbone": "vgg16", "segmentation_width": 0, "start_from": "weights", "weights": ""}
+    vgg16 |= {"supervised": False}
+    runner.execute(plan.with_settings(vgg16), copy, only=["06"])
+    after = load_manifest(copy)["stages"]
+    assert [stem for stem in after if after[stem] != before[stem]] == ["06_segmentation_network"]
+    network, _ = load_tensors(copy / "06_segmentation_network" / "network" / "network.safetensors")
+    classes = len(VOCData(plan.values["data_root"]).classes) + 1
+    assert network["head.1.weight"].shape == (classes, 1024, 1, 1)
 
 
 def test_a_second_run_has_nothing_left_to_do(run):

@@ -35,7 +35,7 @@ from affinity_lib.stages import walk as walk_stage
 from affinity_lib.stages.cams import infer_cams, tag_accuracy
 from affinity_lib.stages.predictions import predict
 from affinity_lib.stages.walk import Walk, affinity_of, mean_affinities
-from affinity_lib.training import inference, inputs
+from affinity_lib.training import inference, inputs, parallel
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, forward
 from affinity_lib.training.precision import autocast
@@ -62,6 +62,7 @@ def gpu(monkeypatch) -> Iterator[torch.device]:
         monkeypatch.setattr(
             module, "each_image", lambda work, jobs, *rest, **more: [work(job) for job in jobs]
         )
+    monkeypatch.setattr(parallel, "_GPU_THREAD", "")  # as if it were this one
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield GPU
 

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from fake_project import WALK, make_project, write_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from affinity_lib.__main__ import main
 from affinity_lib.errors import InputError
@@ -260,7 +261,10 @@ def test_a_file_is_no_run(project):
 
 def test_a_path_that_cannot_be_made_is_told_in_a_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert main(["toy", str(tmp_path / "file" / "toy")]) == 2
+    Image.new("RGB", (50, 40)).save(tmp_path / "tom.png")
+    (tmp_path / "labels.csv").write_text("file,tags\ntom.png,cat\n")
+    given = (str(tmp_path), str(tmp_path / "labels.csv"), str(tmp_path / "file" / "voc"))
+    assert main(["convert", "--val-fraction", "0", *given]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / 'file'}") and said.count("\n") == 1
 
@@ -333,6 +337,9 @@ def test_command_line_runs_reports_and_verifies(project, monkeypatch, capsys):
     assert 'href="tables/table1.md"' in (run / "index.html").read_text()
     assert main(["verify", "run"]) == 0
     assert main(["compare", "run", "run"]) == 0
+    (run / "tables" / "table1.csv").unlink()
+    assert main(["report", "run"]) == 0
+    assert (run / "tables" / "table1.csv").is_file()
     (run / "02_learn" / "metrics.json").unlink()
     assert main(["verify", "run"]) == 1
 

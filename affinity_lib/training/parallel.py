@@ -7,15 +7,13 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import local
+from threading import current_thread
 from typing import Any, Self, TypeVar
 
 import torch
@@ -31,8 +29,9 @@ R = TypeVar("R")
 # parent's imports and is there at once; elsewhere than on Linux forking is not safe.
 START_METHOD, _START_UP = ("fork", 0.5) if sys.platform == "linux" else ("spawn", 3.0)
 
-# Of a thread of each_image: where it hands in what is to be computed on a GPU.
-_THREAD = local()
+# The thread that computes on a GPU.
+_GPU_THREAD = "affinity_lib GPU"
+_GPU = ThreadPoolExecutor(1, _GPU_THREAD)
 
 # How a training shares the cores with others: after so many seconds it looks how long its threads had
 # to wait for a core. Above this share of the time some of them rest.
@@ -85,8 +84,7 @@ def each_image(
 
     Each job computes with a single thread: what comes out does not depend on how many there are,
     and none waits for one that the system has put aside. For work that torch does; Python's own
-    runs one thread at a time. What a job does on a GPU it hands to ``compute_on``, while others
-    read and write.
+    runs one thread at a time. What a job does on a GPU goes through ``compute_on``.
 
     Args:
         work: gradients, autocast and inference mode are a thread's own: enter them inside.
@@ -100,45 +98,39 @@ def each_image(
     >>> each_image(len, ["2007_000032", "2007_000039"], "nothing")
     [11, 11]
     """
-    threads, desk = torch.get_num_threads(), SimpleQueue()
-    pool, futures = ThreadPoolExecutor(threads, initializer=_start_thread, initargs=(desk,)), {}
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         with Progress(desc=what, total=sum(map(count, jobs))) as progress:
-            for job in jobs:
-                future = pool.submit(work, job)
-                futures[future] = count(job)
-                future.add_done_callback(desk.put)
-            for future in _finished(desk, len(futures)):
+            futures = {pool.submit(work, job): count(job) for job in jobs}
+            for future in as_completed(futures):
                 future.result()
                 progress.update(futures[future])
         return [future.result() for future in futures]
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        running = [future for future in futures if not future.done()]
-        while not all(future.done() for future in running):  # those that wait for a GPU give up
-            with suppress(Empty):
-                if isinstance(left := desk.get(timeout=0.1), _Request):
-                    left.answer.cancel()
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # of threads that start later
 
 
 def compute_on(device: torch.device | str, compute: Callable[[], R]) -> R:
     """``compute()``: what a job of ``each_image`` does on a device.
 
-    On a GPU the thread that called ``each_image`` does it, for one job after the other, as the
+    On a GPU one thread does it, for one job after the other while the others read and write: the
     memory is for one; and what cuDNN finds out about a convolution of some size it finds out once,
     as torch keeps that for each thread (and never frees it).
 
     >>> compute_on("cpu", lambda: 1)
     1
     """
-    desk = getattr(_THREAD, "desk", None)
-    if desk is None or torch.device(device).type == "cpu":
+    if torch.device(device).type == "cpu" or current_thread().name.startswith(_GPU_THREAD):
         return compute()
-    request = _Request(compute, torch.is_inference_mode_enabled())
-    desk.put(request)
-    return request.answer.result()
+    inference = torch.is_inference_mode_enabled()
+
+    def work() -> R:
+        with torch.inference_mode(inference):
+            return compute()
+
+    return _GPU.submit(work).result()
 
 
 class SpareCores:
@@ -178,42 +170,6 @@ class SpareCores:
     def _look(self) -> None:
         self._since = time.perf_counter()
         self._waited, self._idle = _waiting_and_idle()
-
-
-@dataclass(eq=False)
-class _Request:
-    """What a thread of ``each_image`` wants computed on a GPU, and where it waits for it."""
-
-    compute: Callable[[], Any]
-    inference: bool
-    answer: Future = field(default_factory=Future)
-
-    def serve(self) -> None:
-        try:
-            with torch.inference_mode(self.inference):
-                found = self.compute()
-        except BaseException as error:
-            self.answer.set_exception(error)
-            if not isinstance(error, Exception):  # Ctrl-C
-                raise
-        else:
-            self.answer.set_result(found)
-
-
-def _start_thread(desk: SimpleQueue) -> None:
-    _THREAD.desk = desk
-    torch.set_num_threads(1)
-
-
-def _finished(desk: SimpleQueue, count: int) -> Iterator[Future]:
-    """Jobs as they end; what they hand in until then is computed here."""
-    while count:
-        found = desk.get()
-        if isinstance(found, _Request):
-            found.serve()
-        else:
-            count -= 1
-            yield found
 
 
 def _map(
