@@ -178,13 +178,14 @@ def test_an_interrupt_ends_the_jobs_that_wait_for_a_gpu(two_threads, monkeypatch
 
     compute_on("cuda", int)  # the thread is there
     before, done = active_count(), []
-    monkeypatch.setattr(parallel.Progress, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel.Progress, "update", interrupted)
         each_image(
             lambda job: compute_on("cuda", lambda: done.append(sleep(0.05))), range(20), "jobs"
         )
     assert active_count() == before
     assert len(done) < 10
+    assert each_image(lambda job: compute_on("cuda", lambda: job), [1, 2], "jobs") == [1, 2]
 
 
 def _threads_of_torch(_: int) -> int:
