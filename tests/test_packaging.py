@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import affinity_lib
@@ -83,6 +84,18 @@ def test_the_versions_that_run_these_tests_are_the_pinned_ones(constraints):
     assert {n.name: version(n.name) for n in NEEDED} == {
         n.name: constraints[canonicalize_name(n.name)] for n in NEEDED
     }
+
+
+@pytest.mark.parametrize("environment", [".venv", ".site"])
+def test_every_pinned_package_takes_the_oldest_python(environment):
+    """Debian 12 has Python 3.11.2."""
+    oldest = f"{PROJECT['requires-python'].removeprefix('>=').partition(',')[0]}.0"
+    places = [str(place) for place in ROOT.glob(f"{environment}/lib/python*/site-packages")]
+    if not places:
+        pytest.skip(f"{environment} is not made")
+    needed = {one.name: one.metadata["Requires-Python"] for one in distributions(path=places)}
+    refuse = {n: v for n, v in needed.items() if v and oldest not in SpecifierSet(v)}
+    assert len(needed) > 20 and not refuse
 
 
 def test_an_installed_library_has_what_a_runs_page_is_made_of(tmp_path):
