@@ -150,6 +150,14 @@ def test_what_would_be_written_elsewhere_or_is_no_file_is_not_unpacked(tmp_path,
     assert {p for p in tmp_path.rglob("*") if not p.is_dir()} <= {path, target / "cls" / "a.mat"}
 
 
+def test_a_file_that_would_be_written_elsewhere_is_told(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(member("dataset/cls/../../../evil"))
+    with pytest.raises(InputError, match="damaged .*evil would be written outside of it"):
+        unpack(path, tmp_path / "target", "dataset", ["cls"])
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.9])
 def test_an_archive_that_is_cut_off_is_refused_and_leaves_nothing(published, tmp_path, mode, kept):

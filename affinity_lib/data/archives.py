@@ -121,8 +121,12 @@ def unpack(path: str | Path, target: str | Path, folder: str, parts: Iterable[st
                     part = next((w for w in wanted if name == w or name.startswith(f"{w}/")), None)
                     if part and member.isfile():
                         found.add(part)
-                        inner = member.replace(name=name.removeprefix(f"{folder}/"), deep=False)
-                        archive.extract(inner, aside, filter="data")
+                        file = aside / name.removeprefix(f"{folder}/")
+                        if not file.resolve().is_relative_to(aside.resolve()):
+                            raise tarfile.TarError(f"{name} would be written outside of it")
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        with file.open("wb") as out:
+                            shutil.copyfileobj(archive.extractfile(member), out)
         except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, struct.error) as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it, and it is fetched again"
