@@ -164,6 +164,22 @@ def test_a_folded_copy_is_checked_on_the_cpu_where_nothing_is_rounded(gpu, monke
     assert set(seen) == {"cpu"}
 
 
+def test_cudnn_computes_all_convolutions_of_a_copy_but_depthwise_ones(gpu, monkeypatch):
+    seen = {}
+
+    def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.setdefault(conv.groups > 1, set()).add(torch.backends.cudnn.enabled)
+        return computed(conv, x, weight, bias)
+
+    with gpu:
+        net = CAMNet(build_backbone("efficientnet_lite0"), CLASSES, width=8).eval()
+        images = torch.zeros(1, 3, 60, 52)
+    fast, computed = for_inference(net), nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", convolve)
+    multi_scale_activation(fast, images, scales=[1], flip=False)
+    assert seen == {True: {False}, False: {True}} and torch.backends.cudnn.enabled
+
+
 @pytest.mark.parametrize("t", [0, 1, 16, 256])
 def test_a_walk_of_any_length_stays_on_the_gpu(gpu, t: int):
     maps, affinity = (torch.rand(k, 9, 11, device=gpu) for k in (3, len(OFFSETS)))

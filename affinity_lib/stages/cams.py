@@ -115,11 +115,12 @@ def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, f
         Class -> percent of the images.
     """
     device = net.classifier.weight.device
+    fast = net if inputs.stored else for_inference(net)
 
     @torch.inference_mode()
     def work(image_id: str) -> Tensor:
         seen = inputs.seen(image_id)
-        return compute_on(device, lambda: forward(net, moved(seen, device)).cpu())
+        return compute_on(device, lambda: forward(fast, moved(seen, device)).cpu())
 
     right = (torch.cat(each_image(work, ids, "tags")) > 0) == inputs.data.multi_hot(ids).bool()
     percent = 100 * right.float().mean(dim=0)

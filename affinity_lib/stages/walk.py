@@ -23,6 +23,7 @@ from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.cam import on_grid
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.random_walk import random_walk
+from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, device_of, forward, moved
 from affinity_lib.training.parallel import compute_on, each_image
 
@@ -54,6 +55,7 @@ class Walk:
     @classmethod
     def of(cls, config: Any, net: AffinityNet, inputs: Inputs, cams: Path) -> Walk:
         """The walk that the settings ask for; the other arguments are the class's."""
+        net = net if inputs.stored else for_inference(net)
         offsets = half_plane_offsets(config.gamma)
         choices = (config.alpha, config.distance, config.pair_border, config.walk_pooling)
         return cls(net, inputs, cams, offsets, *choices)

@@ -21,8 +21,9 @@ def for_inference(net: nn.Module, mixed_precision: bool = False) -> nn.Module:
 
     Weights lie in channels_last order and batch norm is folded into the convolution before it. On
     a CPU a dilated depthwise convolution runs as a plain one on every d-th row and column, and a
-    ReLU in the same pass as its convolution. A network whose modules do not run in the order in
-    which they are listed is only laid out anew, with a warning.
+    ReLU in the same pass as its convolution; on a GPU torch computes depthwise convolutions, not
+    cuDNN. A network whose modules do not run in the order in which they are listed is only laid
+    out anew, with a warning.
 
     Args:
         net: takes images (B, 3, H, W); stays as it is.
@@ -49,6 +50,8 @@ def for_inference(net: nn.Module, mixed_precision: bool = False) -> nn.Module:
         fast = plain
     if mixed_precision and has_bfloat16(device):
         _round_weights(fast)
+    if device.type == "cuda":
+        _leave_cudnn(fast)
     return fast.to(device)
 
 
@@ -106,6 +109,22 @@ class _Joined(nn.Module):
         )
 
 
+class _WithoutCuDNN(nn.Module):
+    """A convolution that torch itself computes on a GPU.
+
+    cuDNN compiles a kernel of its own for a depthwise convolution and a size of its input, which
+    takes a tenth of a second, for every layer and every size that photographs have.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=False):
+            return self.conv(x)
+
+
 def _fold_batch_norm(module: nn.Module) -> None:
     conv = None
     for name, child in list(module.named_children()):
@@ -124,6 +143,13 @@ def _divide_dilated(module: nn.Module) -> None:
             same = tuple(d * (side - 1) // 2 for side in child.kernel_size)
             if child.stride == (1, 1) and child.dilation == (d, d) and child.padding == same:
                 setattr(module, name, _Divided(child))
+
+
+def _leave_cudnn(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
+                setattr(module, name, _WithoutCuDNN(child))
 
 
 def _join_activations(module: nn.Module) -> None:

@@ -266,20 +266,12 @@ def _cases(
         "affinity": AffinityNet(build_backbone("small"), (16, 16, 16)),
         "segmentation": SegmentationNet(build_backbone("small"), classes, width=32),
     }
+    light = CAMNet(build_backbone("efficientnet_lite0"), classes)
+    # its many layers of batch norm, on two small crops, would make much of any rounding
+    yield from _steps("cam, efficientnet_lite0", "cam", light, data, training=False)
     for network, net in nets.items():
-        for part in net.modules():
-            if isinstance(part, nn.Dropout2d):
-                part.p = 0.0
-        net.eval()
+        yield from _steps(network, network, net, data)
         samples = _samples(network, data, net)
-        for mixed in (False, True):
-
-            def step(device, network=network, net=net, samples=samples, mixed=mixed) -> Results:
-                return _step(network, deepcopy(net).to(device), samples, device, mixed, classes)
-
-            close = {"loss": 3e-2, "gradient": 0.3} if mixed else {"loss": 1e-4, "gradient": 1e-2}
-            name = f"{network}, training step{', mixed precision' if mixed else ''}"
-            yield name, step, close
 
         def train(device, network=network, net=net, samples=samples) -> Results:
             recipe = Recipe(epochs=2, batch_size=2, lr=1e-4)
@@ -313,6 +305,25 @@ def _cases(
     yield "segmentation, 3 scales and flip", segment, {"probabilities": 1e-3}
 
 
+def _steps(
+    label: str, network: str, net: nn.Module, data: VOCData, training: bool = True
+) -> Iterator[tuple[str, Callable[[torch.device], Results], dict[str, float]]]:
+    """Cases of a step of a network, in training mode or not; it has no dropout from now on."""
+    for part in net.modules():
+        if isinstance(part, nn.Dropout2d):
+            part.p = 0.0
+    net.eval()
+    samples, classes = _samples(network, data, net), len(data.classes)
+    for mixed in (False, True):
+
+        def step(device, mixed=mixed) -> Results:
+            copied = deepcopy(net).to(device).train(training)
+            return _step(network, copied, samples, device, mixed, classes)
+
+        close = {"loss": 3e-2, "gradient": 0.3} if mixed else {"loss": 1e-4, "gradient": 1e-2}
+        yield f"{label}, training step{', mixed precision' if mixed else ''}", step, close
+
+
 def _samples(network: str, data: VOCData, net: nn.Module) -> torch.utils.data.Dataset:
     inputs, ids = Inputs(data, net.backbone), data.ids("train")
     if network == "cam":
@@ -328,8 +339,7 @@ def _step(
     mixed: bool,
     classes: int,
 ) -> Results:
-    """Loss and gradient of two samples, in training mode."""
-    net.train()
+    """Loss and gradient of two samples."""
     torch.manual_seed(0)
     pairs = zip(samples[0], samples[1], strict=True)
     seen, targets = (torch.stack(pair).to(device) for pair in pairs)
