@@ -92,7 +92,7 @@ def multi_scale_activation(
     Each view of an image is computed once; small views are looked at together.
 
     Args:
-        net: the classification network, in ``eval`` mode.
+        net: the classification network, or a ``SegmentationCAM``, in ``eval`` mode.
         images: (B, 3, H, W), normalised, all of one size.
         scales: factors on H and W.
         flip: also look at the mirror image.
@@ -108,8 +108,7 @@ def multi_scale_activation(
     height, width = images.shape[-2:]
     grid = (-(-height // stride), -(-width // stride))
     images = images.contiguous(memory_format=torch.channels_last)
-    precision = net.classifier.weight.dtype
-    total = images.new_zeros(len(images), net.classifier.out_features, *grid)
+    precision, total = next(net.parameters()).dtype, 0
     for scale in scales:
         size = (max(round(height * scale), 1), max(round(width * scale), 1))
         views = images
@@ -124,9 +123,9 @@ def multi_scale_activation(
             for some in views.split(views_together(size, images.device))
         ]
         maps = F.interpolate(torch.cat(maps), grid, mode="bilinear", align_corners=False)
-        total += maps[: len(images)]
+        total = total + maps[: len(images)]
         if flip:
-            total += maps[len(images) :].flip(-1)
+            total = total + maps[len(images) :].flip(-1)
     return total
 
 

@@ -52,6 +52,36 @@ class SegmentationNet(nn.Module):
         return self.from_levels(self.backbone.levels(images))
 
 
+class SegmentationCAM(SegmentationNet):
+    """A segmentation network in the place of the classification network, for a second round.
+
+    What lights up of a class is how much likelier it is than the background,
+    p_c / (p_bg + p_c), of which Eq. 1 makes a map. (Lesson 8 asks for the share among all tags of
+    an image, which is the same where it has one.)
+
+    Args:
+        as of SegmentationNet.
+
+    >>> from affinity_lib.backbones import build_backbone
+    >>> net = SegmentationCAM(build_backbone("small"), num_classes=5)
+    >>> net(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 5])
+    """
+
+    def activation(self, levels: Sequence[Tensor]) -> Tensor:
+        """Logits of each class against the background, (B, C, h, w)."""
+        logits = super().from_levels(levels)
+        return logits[:, 1:] - logits[:, :1]
+
+    def evidence(self, levels: Sequence[Tensor]) -> Tensor:
+        """p_c / (p_bg + p_c), (B, C, h, w) in [0, 1]."""
+        return self.activation(levels).sigmoid()
+
+    def from_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Class logits (B, C): positive where a class beats the background anywhere."""
+        return self.activation(levels).amax(dim=(2, 3))
+
+
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, void pixels left out; 0 if all are void.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scenes import same_state, state_of
 
 from affinity_lib.__main__ import main
 from affinity_lib.backbones import build_backbone
@@ -19,7 +20,9 @@ from affinity_lib.data.voc import VOCData, read_labels
 from affinity_lib.errors import InputError
 from affinity_lib.plots import class_colors
 from affinity_lib.running.manifest import FORMAT, save_manifest
-from affinity_lib.segmentation import SegmentationNet
+from affinity_lib.running.settings import resolve
+from affinity_lib.running.stage import Config
+from affinity_lib.segmentation import SegmentationCAM, SegmentationNet
 from affinity_lib.showing.predict import (
     Predictor,
     find_photographs,
@@ -28,6 +31,7 @@ from affinity_lib.showing.predict import (
 )
 from affinity_lib.training.networks import (
     NetworkSettings,
+    cam_network,
     load_segmentation_network,
     save_network,
 )
@@ -299,3 +303,13 @@ def test_without_a_name_a_reader_gets_a_scene_that_is_in_no_split(run):
 def test_a_reader_can_name_a_photograph(run, tmp_path):
     path = photograph(tmp_path / "mine.png")
     assert named_photograph(str(path), run[1]).size == (60, 44)
+
+
+def test_a_segmentation_network_takes_the_cams_place_for_as_many_classes(tmp_path):
+    file = tmp_path / "network.safetensors"
+    config = Config(resolve("toy", {"cam_network": str(file)}))
+    save_network(file, new_net(), SETTINGS)
+    net = cam_network(config, 2, "")
+    assert type(net) is SegmentationCAM and same_state(state_of(net), state_of(new_net()))
+    with pytest.raises(InputError, match="knows cat, dog, and the data set has 3 classes: give"):
+        cam_network(config, 3, "")

@@ -12,6 +12,7 @@ from affinity_lib.backbones import build_backbone
 from affinity_lib.crf import CRFSettings
 from affinity_lib.evaluation import VOID
 from affinity_lib.segmentation import (
+    SegmentationCAM,
     SegmentationNet,
     label_probabilities,
     segmentation_loss,
@@ -37,6 +38,17 @@ def test_there_is_a_logit_for_background_and_each_class_in_each_cell(net):
     images = torch.randn(2, 3, 33, 47)
     assert net(images).shape == (2, 4, 5, 6)
     torch.testing.assert_close(net.from_levels(net.backbone.levels(images)), net(images))
+
+
+def test_in_the_place_of_the_classification_network_it_holds_each_class_against_background(net):
+    other = SegmentationCAM(build_backbone("small"), len(CLASSES), width=8, dilation=2).eval()
+    other.load_state_dict(net.state_dict())
+    levels = net.backbone.levels(torch.randn(2, 3, 33, 47))
+    background, *classes = net.from_levels(levels).softmax(dim=1).unbind(dim=1)
+    for k, p in enumerate(classes):
+        torch.testing.assert_close(other.evidence(levels)[:, k], p / (background + p))
+    present = torch.stack([(p > background).flatten(1).any(dim=1) for p in classes], dim=1)
+    assert (other.from_levels(levels) > 0).equal(present)
 
 
 def test_the_head_has_the_papers_two_atrous_convolutions():

@@ -7,15 +7,19 @@ import json
 import pytest
 import torch
 
-from affinity_lib.data.files import load_scores
+from affinity_lib.cam import normalize
+from affinity_lib.data.files import load_scores, load_tensors
+from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.running import runner
 from affinity_lib.running.settings import resolve
 from affinity_lib.running.stage import Config
+from affinity_lib.training.inputs import Inputs
 from affinity_lib.training.networks import (
     AUTHORS_LAYERS,
     affinity_network,
     cam_network,
+    load_segmentation_network,
     load_trained,
 )
 
@@ -118,3 +122,24 @@ def test_a_run_with_trained_networks_trains_neither_and_makes_the_same(tiny_run,
         made = other / "04_random_walk" / "walked" / walked.name
         for one, two in zip(load_scores(made), load_scores(walked), strict=True):
             assert (one == two).all()
+
+
+@pytest.mark.long
+def test_a_second_round_begins_with_the_scores_of_the_first_ones_segmentation_network(
+    tiny_run, tmp_path
+):
+    run, plan = tiny_run
+    file = run / "06_segmentation_network" / "network" / "network.safetensors"
+    plan = plan.with_settings({"cam_network": str(file), "cam_scales": [1], "cam_flip": False})
+    other = runner.execute(plan, tmp_path / "run")
+    assert {*json.loads((other / "results.json").read_text())["table1"]} >= {"cam", "rw", "rw_crf"}
+    made = load_tensors(other / "01_class_activation_maps" / "network" / "network.safetensors")[0]
+    assert all(torch.equal(made[name], value) for name, value in load_tensors(file)[0].items())
+    net, _ = load_segmentation_network(file)
+    inputs = Inputs(VOCData(plan.values["data_root"]), net.backbone)
+    for path in sorted((other / "01_class_activation_maps" / "cams").glob("*.npz"))[:4]:
+        tags, cams = load_scores(path)
+        with torch.inference_mode():
+            p = net(inputs.image(path.stem)[None])[0].softmax(dim=0)
+        expected = normalize(p[1:] / (p[:1] + p[1:]), tags)
+        torch.testing.assert_close(torch.from_numpy(cams), expected, atol=2e-3, rtol=0)

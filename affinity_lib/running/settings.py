@@ -69,7 +69,7 @@ class Settings:
     cam_lr_factors: list[float] = (1, 1, 10, 10)  # backbone weights, biases, new ones; ours
     cam_scales: list[float] = (0.5, 1.0, 1.5, 2.0)  # sizes at which CAMs are taken; released
     cam_flip: bool = True  # and mirrored; released
-    cam_network: str = ""  # file of a trained one, ours or the authors'; empty: train it
+    cam_network: str = ""  # file of a trained one, ours, the authors' or notebook 6's
     alphas: list[float] = (1, 2, 4, 6, 8, 12, 16, 24)  # Eq. 2: tried for Table 1; paper: 16
 
     # Affinity labels (section 3.2.1)
@@ -93,7 +93,7 @@ class Settings:
     affinity_rounds: int = 1  # trainings: all but the first learn from walked maps; paper: 1
     walked_alpha_strong: float = 4  # Eq. 2 for these: amplifies the background; ours
     walked_alpha_weak: float = 16  # weakens it; ours
-    affinity_network: str = ""  # file of a trained one, ours or the authors'; empty: train it
+    affinity_network: str = ""  # file of a trained one, ours, the authors' or notebook 6's
 
     # Random walk (section 3.3)
     alpha: float = 16  # Eq. 2, of the background map that is walked

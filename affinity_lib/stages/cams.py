@@ -21,7 +21,7 @@ from affinity_lib.cam import (
 from affinity_lib.data.files import load_scores, missing, save_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.training.inference import for_inference
-from affinity_lib.training.inputs import Inputs, forward, moved
+from affinity_lib.training.inputs import Inputs, device_of, forward, moved
 from affinity_lib.training.parallel import compute_on, each_image
 
 
@@ -54,7 +54,7 @@ def infer_cams(
     """
     todo = inputs.data.with_tags(missing(ids, out, "npz"))
     tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
-    device = net.classifier.weight.device
+    device = device_of(net)
     stored = inputs.as_stored(scales, flip)
     fast = net if stored or not todo else for_inference(net, mixed_precision)
 
@@ -114,7 +114,7 @@ def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, f
     Returns:
         Class -> percent of the images.
     """
-    device = net.classifier.weight.device
+    device = device_of(net)
     fast = net if inputs.stored else for_inference(net)
 
     @torch.inference_mode()

@@ -20,9 +20,10 @@ from affinity_lib.backbones.weights import fill_backbone, fill_network, read_wei
 from affinity_lib.cam import CAMNet
 from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_tensors, save_tensors
+from affinity_lib.data.paths import find_root
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
-from affinity_lib.segmentation import SegmentationNet
+from affinity_lib.segmentation import SegmentationCAM, SegmentationNet
 from affinity_lib.training.recipe import Recipe
 
 _KEY = "network"  # one key, because safetensors writes several in no certain order
@@ -36,14 +37,31 @@ AUTHORS_LAYERS = {
 """Layers on top of the backbone in the authors' checkpoints of both networks -> in ours."""
 
 
-def cam_network(config: Any, num_classes: int, weights: str | None = None) -> CAMNet:
+def cam_network(
+    config: Any, num_classes: int, weights: str | None = None
+) -> CAMNet | SegmentationCAM:
     """The classification network (sections 3.1 and 4.2).
+
+    With ``config.cam_network`` the file of a segmentation network, that network in its place.
 
     Args:
         config: the settings, as attributes (:class:`affinity_lib.running.settings.Settings`).
         num_classes: C, background not counted.
         weights: of the backbone, in place of ``config.weights``; "" for random ones.
+
+    Raises:
+        InputError: a segmentation network of other classes.
     """
+    path = Path(config.cam_network)
+    given = path if path.exists() else find_root() / path  # as for files of weights
+    if given.suffix == ".safetensors" and given.is_file() and _KEY in load_tensors(given)[1]:
+        net, settings = load_segmentation_network(given, SegmentationCAM)
+        if len(settings.classes) != num_classes:
+            raise InputError(
+                f"{given} knows {', '.join(settings.classes)}, and the data set has "
+                f"{num_classes} classes: give a network of the same classes"
+            )
+        return net
     backbone = _backbone(config, "cam", weights, config.cam_backbone)
     return CAMNet(backbone, num_classes, config.cam_head, config.cam_width, config.cam_sqrt)
 
@@ -66,7 +84,9 @@ def segmentation_network(
 
 
 def load_trained(
-    network: CAMNet | AffinityNet, path: str | Path, device: torch.device | str = "cpu"
+    network: CAMNet | SegmentationCAM | AffinityNet,
+    path: str | Path,
+    device: torch.device | str = "cpu",
 ) -> list[float]:
     """Fill a whole network from the file of one that is trained already, in place of its training.
 
@@ -196,8 +216,14 @@ def save_network(path: str | Path, net: SegmentationNet, settings: NetworkSettin
     save_tensors(path, net.state_dict(), {_KEY: json.dumps(asdict(settings))})
 
 
-def load_segmentation_network(path: str | Path) -> tuple[SegmentationNet, NetworkSettings]:
+def load_segmentation_network(
+    path: str | Path, kind: type[SegmentationNet] = SegmentationNet
+) -> tuple[SegmentationNet, NetworkSettings]:
     """Build the network that :func:`save_network` saved, from its file alone.
+
+    Args:
+        path: the file.
+        kind: SegmentationNet, or SegmentationCAM.
 
     Returns:
         The network in ``eval`` mode on the CPU, and its settings.
@@ -220,7 +246,7 @@ def load_segmentation_network(path: str | Path) -> tuple[SegmentationNet, Networ
             f"{path} does not tell how its network is built, so another version of the project "
             "made it: run notebook 6 again"
         ) from error
-    net = SegmentationNet(
+    net = kind(
         build_backbone(settings.backbone, settings.stride),
         len(settings.classes),
         settings.width,
