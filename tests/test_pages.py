@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from exercise_books import FOLDER, STEMS, read, role
@@ -24,6 +26,14 @@ def points(stem: str) -> int:
 def test_a_link_of_a_page_leads_to_a_file(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_picture_of_the_readme_is_the_last_figure_of_lesson_5():
+    lesson = nbformat.read(FOLDER / "05_segmentation_labels.ipynb", as_version=4)
+    outputs = [output for cell in lesson.cells for output in cell.get("outputs", [])]
+    figures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    picture = (FOLDER / "overview.png").read_bytes()
+    assert base64.b64decode(figures[-1]) == picture, "save the lesson's figure as overview.png"
 
 
 def test_the_page_for_teachers_counts_the_points_as_nbgrader_does():
