@@ -41,6 +41,7 @@ def test_a_result_that_differs_is_found(monkeypatch):
 
     def case(device):
         devices.append(device)
+        assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
         return {"value": torch.tensor([1.0, len(devices) > 4])}
 
     monkeypatch.setattr(gpu, "_cases", lambda *given: [("case", case, {"value": 0.5})])

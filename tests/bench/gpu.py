@@ -113,7 +113,9 @@ def compare(device: torch.device, quick: bool = False) -> list[Row]:
     numbers are another device's own.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(allow_tf32=False):
+    # ``flags`` turns off what it is not given
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with tempfile.TemporaryDirectory() as folder, exact:
         data = VOCData(make_toy(Path(folder, "toy"), **_toy_size(quick)))
         for name, call, tolerances in _cases(data, Path(folder)):
             here, seconds, _ = _measured(torch.device("cpu"), call)
