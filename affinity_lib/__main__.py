@@ -112,6 +112,11 @@ def _predict(options: argparse.Namespace) -> int:
     from affinity_lib.training.precision import pick_device
 
     network = Path(options.run)
+    if network.is_file() and network.suffix != ".safetensors":
+        raise InputError(
+            f"{network} is no network: give a run, such as toy, or the safetensors file of its "
+            "network before the photographs"
+        )
     if not network.is_file():
         network = find_run(options.run) / predict.NETWORK
     if not network.is_file():
@@ -180,8 +185,11 @@ def _check(options: argparse.Namespace) -> int:
                 data = VOCData(options.root)
     if data is not None:
         found = list(find_faults(data, *splits))
-        notes = [] if any(fault.stops for fault in found) else remarks(data, *splits)
         faults += found
+        try:
+            notes = [] if any(fault.stops for fault in found) else remarks(data, *splits)
+        except InputError as error:  # no image has a tag of these classes
+            faults.append(error)
         print(count_table(data, splits))
     for kind, sentences in (("note", notes), ("fault", faults)):
         for sentence in sentences:

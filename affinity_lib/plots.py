@@ -64,9 +64,9 @@ def show(
                 near = [*row, *(other[c] for other in rows if c < len(other))]
                 seen |= _draw(axis, np.asarray(panel), near, names)
             if r == 0 and c < len(titles):
-                axis.set_title(titles[c], fontsize=10)
+                axis.set_title(titles[c], fontsize=10, parse_math=False)
             if c == 0 and r < len(row_titles):
-                axis.set_ylabel(row_titles[r], fontsize=10)
+                axis.set_ylabel(row_titles[r], fontsize=10, parse_math=False)
     if names:
         _legend(figure, seen, names)
     plt.show()
@@ -292,7 +292,7 @@ def bars(per_class: dict[str, dict[str, float]], title: str) -> Figure:
         places = np.arange(len(names)) + (k - (len(per_class) - 1) / 2) * width
         heights = [values.get(name, float("nan")) for name in names]
         axis.bar(places, heights, width, label=method, color=palette[k % 4])
-    axis.set_xticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), names, parse_math=False)
     axis.set(ylabel="IoU in percent", ylim=(0, 100), title=title)
     axis.legend(frameon=False, ncols=len(per_class), loc="upper right")
     plt.show()
@@ -394,4 +394,6 @@ def _legend(figure: Figure, seen: set[int], names: Sequence[str]) -> None:
     ]
     if VOID in seen:
         handles.append(Patch(color=NEUTRAL, label="neutral or void"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    place = {"loc": "outside lower center", "ncols": 6}
+    for text in figure.legend(handles=handles, frameon=False, fontsize=9, **place).get_texts():
+        text.set_parse_math(False)  # a class may be called US$

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import random
 import re
+import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from affinity_lib.__main__ import main
 from affinity_lib.data.convert import convert
+from affinity_lib.data.files import open_photograph
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.stages.prepare import find_faults
@@ -78,6 +80,39 @@ def test_a_photograph_that_lies_on_its_side_is_turned_upright(own: Path, tmp_pat
     out = convert(own, table(own, *ROWS), tmp_path / "voc")
     assert VOCData(out).image("tom").size == (30, 40)
     assert VOCData(out).image("tom").getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_every_orientation_is_turned_as_pillow_does(tmp_path: Path, turn: int, kind: str):
+    image = Image.fromarray(np.arange(4 * 6, dtype=np.uint8).reshape(4, 6) * 9).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image.save(tmp_path / "image", kind, exif=exif)
+    with Image.open(tmp_path / "image") as stored:
+        expected = np.array(ImageOps.exif_transpose(stored))
+    assert (np.array(open_photograph(tmp_path / "image")) == expected).all()
+
+
+def test_odd_exif_data_beside_the_orientation_cost_no_photograph(own: Path, tmp_path: Path):
+    whole = (own / "tom.jpg").read_bytes()
+    fields = [(0x112, 3, 1, b"\6\0\0\0"), (0x11A, 2, 3, b"72\0\0")]  # a resolution in letters
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields))
+    tiff += b"".join(struct.pack("<HHI", *field[:3]) + field[3] for field in fields) + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    head = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    (own / "tom.jpg").write_bytes(whole[:2] + head + whole[2:])
+    with Image.open(own / "tom.jpg") as stored:
+        size = stored.size
+    out = convert(own, table(own, *ROWS), tmp_path / "voc")
+    assert VOCData(out).image("tom").size == size[::-1]
+
+
+def test_the_empty_folder_that_one_stands_in_is_taken(own: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(own, table(own, *ROWS), Path("."))
+    assert VOCData(tmp_path / "here").ids("train")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -79,6 +79,15 @@ def test_of_a_complete_voc_2012_the_images_of_the_chosen_classes_are_used(voc, c
     assert "val: left out for carrying none of the chosen classes: 4 of 5 images" in said
 
 
+def test_classes_that_no_image_has_hide_no_other_fault(voc, capsys):
+    path = voc / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_text(2 * path.read_text())
+    assert main(["check", str(voc), "--classes", "sheep"]) == 1
+    said = capsys.readouterr().out
+    assert "no image of the train split has a tag of the classes sheep" in said
+    assert "more than once: take the repeated lines out" in said
+
+
 def test_without_the_lists_of_segmentation_those_of_main_are_used_and_the_log_says_so(voc, capsys):
     shutil.rmtree(voc / "ImageSets" / "Segmentation")
     data = VOCData(voc)

@@ -10,7 +10,7 @@ from affinity_lib.data.files import save_json
 from affinity_lib.errors import InputError
 from affinity_lib.running import manifest as mf
 from affinity_lib.running import results
-from affinity_lib.running.stage import DATA, NOTE, input_hash
+from affinity_lib.running.stage import DATA, NOTE, input_hash, setting_hashes
 
 
 def make_run(folder: Path, beta: float = 4.0) -> Path:
@@ -101,6 +101,25 @@ def test_verify_names_what_a_stage_has_read_and_is_another_one_now(tmp_path):
     assert mf.verify(run)[1] == []
     save_json(run / "00_draw" / "drawn" / NOTE, {"code": "another"})
     assert mf.verify(run)[1] == ["00_draw/drawn has changed since 01_walk has read it"]
+
+
+def test_verify_names_a_file_of_the_settings_that_is_another_one_now(tmp_path):
+    run, file = make_run(tmp_path / "run"), tmp_path / "net.pth"
+    file.write_text("trained")
+    manifest = mf.load_manifest(run)
+    settings = manifest["stages"]["01_walk"]["key"]["settings"]
+    settings |= setting_hashes({"cam_network": str(file), "classes": ["a", "b"]}, ["cam_network"])
+    mf.save_manifest(run, manifest)
+    assert mf.verify(run)[1] == []
+    file.write_text("trained again")
+    assert mf.verify(run)[1] == [f"cam_network {file} has changed since 01_walk has read it"]
+    file.unlink()
+    assert mf.verify(run)[1] == [f"cam_network {file} has changed since 01_walk has read it"]
+
+
+def test_a_text_that_is_too_long_for_the_name_of_a_file_is_a_setting_like_others():
+    classes = ";".join(f"animal class number {k}" for k in range(20))
+    assert setting_hashes({"classes": classes}, ["classes"]) == {"classes": classes}
 
 
 @pytest.mark.parametrize("old, new", [("done", "running"), ('"seconds"', '"hours"'), ("1.5", "15")])

@@ -30,6 +30,15 @@ def legend_of(figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
+def test_a_dollar_in_the_name_of_a_class_is_no_formula():
+    names, labels = ("$5%", "US$ _^ $"), np.ones((6, 8), np.uint8)
+    titles = ["$5%, US$ _^ $"]
+    figure = plots.show([[PHOTO], [labels]], titles, names, row_titles=[*names])
+    figure.canvas.draw()
+    assert legend_of(figure) == ["$5%"] and figure.axes[0].get_title() == titles[0]
+    plots.bars({"CAM": dict.fromkeys(names, 50.0)}, "IoU").canvas.draw()
+
+
 def test_a_grid_has_a_panel_for_each_picture_and_leaves_gaps_empty():
     scores, labels = np.linspace(0, 1, 48).reshape(6, 8), np.ones((6, 8), np.uint8)
     figure = plots.show(

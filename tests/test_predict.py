@@ -313,3 +313,11 @@ def test_a_segmentation_network_takes_the_cams_place_for_as_many_classes(tmp_pat
     assert type(net) is SegmentationCAM and same_state(state_of(net), state_of(new_net()))
     with pytest.raises(InputError, match="knows cat, dog, and the data set has 3 classes: give"):
         cam_network(config, 3, "")
+
+
+def test_photographs_without_a_run_before_them_are_told_what_is_missing(tmp_path, capsys):
+    photograph = tmp_path / "photo.jpg"
+    Image.new("RGB", (40, 30)).save(photograph)
+    words = ["predict", str(photograph), str(photograph), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert f"{photograph} is no network: give a run, such as toy, or" in capsys.readouterr().err

@@ -144,8 +144,12 @@ def test_a_prepared_data_set_and_what_is_written_need_no_room_again(tmp_path):
 
 def test_what_is_done_is_asked_for_nothing(tmp_path, monkeypatch):
     plan = make_plan("voc12").with_settings({"weights": "nowhere.params", "device": "cpu"})
-    stages = {stem: {"state": "done"} for stem in plan.notebooks}
+    read = {"weights": ["nowhere.params", "0" * 64], "cam_epochs": plan.values["cam_epochs"]}
+    stages = {stem: {"state": "done", "key": {"settings": dict(read)}} for stem in plan.notebooks}
     preflight.check(plan, plan.notebooks, stages, tmp_path)
+    again = plan.with_settings({"cam_epochs": 99})
+    with pytest.raises(InputError, match="cannot run here yet:\n- weights nowhere"):
+        preflight.check(again, plan.notebooks, stages, tmp_path)
     stages["03_affinitynet"]["state"] = "running"
     with pytest.raises(InputError, match="cannot run here yet:\n- weights nowhere"):
         preflight.check(plan, plan.notebooks, stages, tmp_path)
@@ -160,6 +164,33 @@ def test_the_runner_asks_before_the_first_stage(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="not yet: 00_draw, 01_walk, 02_learn"):
         runner.execute(make_plan("tiny", make_project(tmp_path)), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.ipynb"))
+
+
+def test_a_file_is_looked_for_where_the_notebooks_look(tmp_path, monkeypatch):
+    (tmp_path / "net.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    (found,) = problems({"affinity_network": "net.pth"})
+    assert found.startswith("affinity_network net.pth is missing: put the file at ")
+    assert problems({"affinity_network": str(tmp_path / "net.pth")}) == []
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"data_root": "{run}"}, "lies in the data set"),
+        ({"data_root": "{run}/.."}, "lies in the data set"),
+        ({"cam_network": "{run}/06/network.safetensors"}, "is of this very run, which would"),
+        ({"affinity_network": "{run}/03/network.safetensors"}, "is of this very run, which would"),
+    ],
+)
+def test_a_run_and_what_it_reads_lie_apart(tmp_path, given, message):
+    run = tmp_path / "run"
+    for number in ("03", "06"):
+        (run / number).mkdir(parents=True)
+        (run / number / "network.safetensors").touch()
+    plan = make_plan("toy").with_settings({k: v.format(run=run) for k, v in given.items()})
+    with pytest.raises(InputError, match=f"{message}.*--run-dir"):
+        preflight.check(plan, plan.notebooks, {}, run)
 
 
 def test_a_trained_network_that_is_missing_is_asked_for_and_one_that_is_there_needs_no_weights(

@@ -141,6 +141,27 @@ def test_changed_parameter_runs_its_stage_afresh_and_those_after_it(project):
     assert (project[1] / "01_walk/walked/walk.txt").read_text() == "16.0 [1.0, 4.0]"
 
 
+def test_numbers_of_stages_that_are_out_of_date_and_their_settings_are_no_results(project):
+    folder, run = project
+    go(folder, run, only=("01",), beta=9)
+    results = json.loads((run / "results.json").read_text())
+    assert results["table1"]["rw"] == 52.25 and results["segmentation"] == {}
+    assert "02_learn" not in results["seconds"] and load_manifest(run)["settings"]["beta"] == 9
+    go(folder, run, only=("00",), beta=4)
+    results = json.loads((run / "results.json").read_text())
+    assert results["table1"]["rw"] == 52.25 and load_manifest(run)["settings"]["beta"] == 9
+    go(folder, run, beta=9)
+    assert json.loads((run / "results.json").read_text())["segmentation"] == {"val": 49.0}
+
+
+def test_a_run_that_fails_keeps_the_settings_of_its_results(project):
+    folder, run = project
+    write_notebook(folder / "01_walk.ipynb", "beta: float = None\n", ["1 / 0"])
+    with pytest.raises(StageFailed):
+        go(folder, run, beta=9)
+    assert load_manifest(run)["settings"]["beta"] == 8
+
+
 def test_interrupted_stage_goes_on_with_what_it_has(project):
     manifest = load_manifest(project[1])
     manifest["stages"]["01_walk"]["state"] = "running"

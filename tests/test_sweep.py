@@ -104,3 +104,24 @@ def test_the_drawing_of_the_toy_data_is_no_grid(tmp_path):
         InputError, match="image_size draws the toy data anew in .*data_root=FOLDER"
     ):
         sweep.execute_grid(make_plan("toy"), {"image_size": [48, 64]}, tmp_path)
+
+
+def test_a_setting_that_is_called_as_a_metric_keeps_its_column(tmp_path):
+    rows = [{"supervised": value, "rw": 50.0} for value in (True, False)]
+    write_sweep(rows, ["supervised"], tmp_path)
+    with next(tmp_path.glob("*.csv")).open(newline="") as file:
+        assert [line["supervised"] for line in csv.DictReader(file)] == ["True", "False"]
+    plan = make_plan("tiny", make_project(tmp_path))
+    metrics = {"table1": {"rw": 50.0}, "segmentation": {"supervised": 1.8}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "execute", lambda *_, **__: None)
+        patch.setattr(sweep, "load_results", lambda run: metrics)
+        rows, _ = sweep.execute_grid(plan, {"supervised": [True, False]}, tmp_path / "run")
+    assert [row["supervised"] for row in rows] == [True, False]
+
+
+def test_what_a_later_point_needs_is_asked_for_before_the_first_one_runs(tmp_path, monkeypatch):
+    plan = make_plan("tiny", make_project(tmp_path))
+    monkeypatch.setattr(sweep, "execute", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(InputError, match=r"cam_network nowhere\.pth is missing"):
+        sweep.execute_grid(plan, {"cam_network": ["", "nowhere.pth"]}, tmp_path / "run")

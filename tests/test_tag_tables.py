@@ -102,6 +102,10 @@ def test_rows_without_tags_are_kept(tmp_path: Path):
     assert tags_of(tmp_path, content) == {"a.jpg": ("cat",), "b.jpg": (), "c.jpg": ()}
     content = "file,cat,dog\na.jpg,1,0\nb.jpg,0,0\n"
     assert tags_of(tmp_path, content) == {"a.jpg": ("cat",), "b.jpg": ()}
+    for full, empty in (("\"('cat', 'dog')\"", "()"), ("\"{'cat', 'dog'}\"", "set()")):
+        content = f"file,tags\na.jpg,{full}\nb.jpg,{empty}\n"  # as pandas writes Python's own
+        found = tags_of(tmp_path, content)
+        assert found["b.jpg"] == () and sorted(found["a.jpg"]) == ["cat", "dog"]
 
 
 def test_spellings_that_differ_in_their_case_are_one_class(tmp_path: Path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from affinity_lib.errors import InputError
@@ -245,6 +245,17 @@ RAW_SUFFIXES = (
 )  # fmt: skip
 """Cameras' raw files, which decode as the small preview in them."""
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright."""
+
 _HEIF = (b"heic", b"heix", b"heif", b"hevc", b"mif1")
 
 
@@ -288,7 +299,17 @@ def open_photograph(path: str | Path) -> Image.Image:
             raise InputError(
                 f"{path} is {image.width} x {image.height} pixels, too long for a JPEG: cut it"
             )
-        return as_rgb(ImageOps.exif_transpose(image), path)
+        return as_rgb(_upright(image), path)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data say.
+
+    Pillow's ``exif_transpose`` writes all of the EXIF data anew, and fails for one that is odd.
+    """
+    image.load()  # EXIF data may come last in a file
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def as_rgb(image: Image.Image, path: str | Path) -> Image.Image:

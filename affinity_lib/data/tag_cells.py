@@ -13,6 +13,7 @@ from affinity_lib.errors import InputError
 
 _NO_NAMES = ("nan", "none", "null", "n/a", "na", "true", "false", "yes", "no", "-", "--", "?")
 _NO_NAMES += ("<na>", "nat", "undefined")
+_NO_NAMES += ("–", "—", "#nv")  # German spreadsheets' #n/a
 _NO_NAMES += ("#n/a", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
 _NO_OBJECTS = ("background", "void", "unlabeled", "unlabelled")
 _SEPARATORS = {";": "semicolons", "|": "vertical bars", ",": "commas", "\n": "line breaks"}
@@ -41,6 +42,7 @@ def split_cells(
     ({2: ('cat', 'traffic light'), 3: ()}, [], 'separated by semicolons')
     """
     cells = {number: cell.translate(_WIDE) for number, cell in cells.items()}
+    cells = {number: "" if _is_empty(cell) else cell for number, cell in cells.items()}
     lists = {number for number, cell in cells.items() if re.match(r"\[|[({]\s*['\"]", cell)}
     used: dict[str, int] = {}
     for number, cell in cells.items():
@@ -85,6 +87,11 @@ def split_cells(
     words += ["separated by spaces"] if by_spaces else []
     words += ["lists in brackets"] if lists else []
     return found, faults, ", ".join(words) or "one a row"
+
+
+def _is_empty(cell: str) -> bool:
+    """Whether a cell is what Python writes for a tuple, a dictionary or a set without items."""
+    return "".join(cell.split()) in ("()", "{}", "set()", "frozenset()")
 
 
 def _items(cell: str) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from affinity_lib.data.files import files_in, load_json, save_json
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
-from affinity_lib.running.stage import DATA, data_hash, input_hash
+from affinity_lib.running.stage import DATA, data_hash, input_hash, setting_hashes
 from affinity_lib.training.cores import available_cores
 
 FORMAT = 3
@@ -114,6 +115,11 @@ def verify(run: Path) -> tuple[int, list[str]]:
             for name, value in record["key"]["inputs"].items()
             if current[name] != value
         ]
+        found += [
+            f"{name} {value[0]} has changed since {stem} has read it"
+            for name, value in record["key"]["settings"].items()
+            if _is_file(value) and setting_hashes({name: value[0]}, [name])[name] != value
+        ]
     results = manifest.get("results", {})
     return count + len(results), list(dict.fromkeys(found + damage(run, results)))
 
@@ -124,6 +130,48 @@ def inputs_now(run: Path, key: Mapping[str, Any]) -> dict[str, str]:
         name: data_hash(key["settings"]["data_root"]) if name == DATA else input_hash(run, name)
         for name in key["inputs"]
     }
+
+
+def up_to_date(run: Path, stages: Mapping[str, Any]) -> list[str]:
+    """The stages that are done and have read what other such stages have made, as it is now."""
+    found: list[str] = []
+    for stem, record in sorted(stages.items()):
+        if record["state"] != "done":
+            continue
+        read = {n: value for n, value in record["key"]["inputs"].items() if n != DATA}
+        makers = {Path(name).parts[0] for name in read} & {*stages}
+        if makers <= {*found} and all(input_hash(run, n) == value for n, value in read.items()):
+            found.append(stem)
+    return found
+
+
+def settings_of(values: Mapping[str, Any], run: Path, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the results of a run were made with.
+
+    Args:
+        values: the settings of the last command, which count for what has not been made.
+        run: folder of the run.
+        stages: their records.
+    """
+    found = dict(values)
+    for stem in up_to_date(run, stages):
+        for name, value in stages[stem]["key"]["settings"].items():
+            if name in found:
+                found[name] = plain_value(value)
+    return found
+
+
+def plain_value(value: Any) -> Any:
+    """The value of a setting in the key of a stage, without the hash of a file that it names."""
+    return value[0] if _is_file(value) else value
+
+
+def _is_file(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and [*map(type, value)] == [str, str]
+        and re.fullmatch(r"[0-9a-f]{64}", value[1]) is not None
+    )
 
 
 def now() -> str:

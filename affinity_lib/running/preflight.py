@@ -6,6 +6,7 @@ Weights, a GPU, folders and room on the disk: all that is missing is named in on
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
+from affinity_lib.running.manifest import plain_value
 from affinity_lib.running.plan import Plan
 
 GIB = 2**30
@@ -35,12 +37,13 @@ def check(plan: Plan, stems: Iterable[str], stages: Mapping[str, Any], run: Path
     Raises:
         InputError: something is missing; names all of it.
     """
-    due = [stem for stem in stems if stages.get(stem, {}).get("state") != "done"]
+    due = [stem for stem in stems if _is_due(stages.get(stem), plan.values)]
     if not due:
         return
     trained = {_NETWORKS[name][:2] for name in _NETWORKS if plan.values[name]}
     trains = any(plan.has_tag(stem, "train") for stem in due if stem[:2] not in trained)
     found = problems(plan.values if trains else plan.values | {"weights": ""})
+    found += _in_each_other(plan.values, run)
     try:
         found += no_room(_needed(plan.values, run))
     except InputError as error:
@@ -77,6 +80,35 @@ def no_room(needed: Mapping[Path, float]) -> list[str]:
     return found
 
 
+def _is_due(record: Mapping[str, Any] | None, values: Mapping[str, Any]) -> bool:
+    """Whether a stage is not done, or was done with another value of a setting that it has read."""
+    if record is None or record["state"] != "done":
+        return True
+    known = {name: plain_value(value) for name, value in record["key"]["settings"].items()}
+    return any(json.loads(json.dumps(values.get(name))) != value for name, value in known.items())
+
+
+def _in_each_other(values: Mapping[str, Any], run: Path) -> list[str]:
+    """What is read must not lie where the run writes, nor the run where data sets are drawn."""
+    try:
+        data, place = data_path(values["data_root"]).resolve(), run.resolve()
+    except InputError:  # is told already
+        return []
+    found = []
+    if place.is_relative_to(data):
+        found.append(
+            f"{run} lies in the data set {data}: give the run another folder with --run-dir"
+        )
+    for setting in _NETWORKS:
+        file = find_root() / values[setting]
+        if values[setting] and file.resolve().is_relative_to(place):
+            found.append(
+                f"{setting} {values[setting]} is of this very run, which would replace it: give "
+                "the run another folder with --run-dir"
+            )
+    return found
+
+
 def _no_device(values: Mapping[str, Any]) -> list[str]:
     name, processes = values["device"], values["nproc"]
     if name in ("auto", "cpu"):
@@ -107,7 +139,7 @@ def _no_weights(values: Mapping[str, Any]) -> list[str]:
         f"{setting} {file} is missing: put the file at {find_root() / file}, or give another with "
         f"--set {setting}=..."
         for setting, file in files.items()
-        if file and not Path(file).exists() and not (find_root() / file).exists()
+        if file and not (find_root() / file).exists()  # notebooks run in a folder of their own
     ]
 
 

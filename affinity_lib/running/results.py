@@ -19,7 +19,9 @@ _NUMBERS = ("table1", "segmentation", "per_class", "seconds")
 
 
 def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Sequence[str]) -> None:
-    """Merge the metrics of all finished stages into ``results.json``; save the manifest with it.
+    """Merge the metrics of the stages that are up to date into ``results.json``; save the manifest.
+
+    A stage whose inputs are no longer what it has read is left out: its numbers are of another run.
 
     Args:
         run: folder of the run.
@@ -29,10 +31,8 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
     """
     results: dict[str, Any] = {"profile": profile} | {part: {} for part in _MERGED}
     results |= {"seconds": {}, "steps": {}, "skipped": list(skipped), "details": {}}
-    for stem, record in sorted(manifest["stages"].items()):
-        if record["state"] != "done":
-            continue
-        path = run / stem / "metrics.json"
+    for stem in mf.up_to_date(run, manifest["stages"]):
+        record, path = manifest["stages"][stem], run / stem / "metrics.json"
         metrics = load_json(path) if path.is_file() else {}
         for part in _MERGED:
             results[part] |= metrics.pop(part, {})
@@ -41,6 +41,7 @@ def save_results(run: Path, profile: str, manifest: dict[str, Any], skipped: Seq
         results["seconds"][stem] = record["seconds"]
         results["steps"][stem] = record.get("steps", {})
     save_json(run / "results.json", results)
+    manifest["settings"] = mf.settings_of(manifest["settings"], run, manifest["stages"])
     manifest["results"] = {"results.json": mf.fingerprint(run / "results.json")}
     mf.save_manifest(run, manifest)
 

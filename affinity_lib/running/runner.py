@@ -85,7 +85,8 @@ def new_manifest(plan: Plan, run: Path, log: Callable[..., None] = print) -> dic
     manifest = mf.load_manifest(run)
     if manifest["format"] != mf.FORMAT:
         log(f"{run} was made by an earlier version of this project: it is made anew")
-    head = {"format": mf.FORMAT, "profile": plan.profile, "settings": plan.values}
+    settings = mf.settings_of(plan.values, run, manifest["stages"])
+    head = {"format": mf.FORMAT, "profile": plan.profile, "settings": settings}
     return head | mf.surroundings(plan.values["device"]) | {"stages": manifest["stages"]}
 
 

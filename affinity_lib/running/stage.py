@@ -365,7 +365,7 @@ def setting_hashes(values: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     for name in sorted(set(names) - set(cache.SPEED)):
         value = json.loads(json.dumps(values[name]))
         path = find_root() / value if isinstance(value, str) and value else None
-        found[name] = [value, cache.file_hash(path)] if path and path.is_file() else value
+        found[name] = [value, cache.file_hash(path)] if path and os.path.isfile(path) else value
     return found
 
 

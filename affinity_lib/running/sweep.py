@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from affinity_lib.errors import InputError
-from affinity_lib.running.plan import Plan
+from affinity_lib.running import preflight
+from affinity_lib.running.manifest import load_manifest
+from affinity_lib.running.plan import Plan, chosen_notebooks
 from affinity_lib.running.results import load_results
 from affinity_lib.running.runner import execute
 from affinity_lib.running.stage import run_folder
@@ -58,21 +60,26 @@ def execute_grid(
     plans = [plan.with_settings(point) for point in points]
     base = run_folder(plan.profile, run_dir)
     folder = base / "sweep"
+    names = [",".join(f"{key}={value}" for key, value in point.items()) for point in points]
+    runs = [folder / re.sub(r"[^\w.,=+-]+", "_", name) for name in names]
+    for one, run in zip(plans, runs, strict=True):
+        stages = {} if force else load_manifest(run)["stages"]
+        preflight.check(one, chosen_notebooks(one, only), stages, run)
     rows: list[Row] = []
-    for point, one in zip(points, plans, strict=True):
-        name = ",".join(f"{key}={value}" for key, value in point.items())
+    for point, one, name, run in zip(points, plans, names, runs, strict=True):
         log(name)
         donors = [base, *sorted(folder.glob("*/"))]
-        run = execute(
+        execute(
             one,
-            _with_levels_of(base, folder / re.sub(r"[^\w.,=+-]+", "_", name)),
+            _with_levels_of(base, run),
             only=only,
             force=force,
             donors=donors,
             log=log,
         )
         results = load_results(run)
-        rows.append(point | results["table1"] | results["segmentation"])
+        # a setting may be called as a metric is, such as "supervised"
+        rows.append(results["table1"] | results["segmentation"] | point)
     return rows, folder
 
 

@@ -32,7 +32,9 @@ def write_sweep(rows: Sequence[Row], names: Sequence[str], folder: Path) -> Path
     Returns:
         The table as markdown, ``NAMES.md``; beside it lie a ``.csv`` and a ``.png``.
     """
-    metrics = [key for key in METRICS if any(row.get(key) is not None for row in rows)]
+    metrics = [
+        key for key in METRICS if key not in names and any(row.get(key) is not None for row in rows)
+    ]
     others = [name for name in names if name != "seed"]
     groups: dict[str, list[Row]] = {}
     for row in rows:
