@@ -69,6 +69,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         mf.find_run(tmp_path)
 
 
+def test_a_run_is_found_from_here_from_the_project_and_by_its_name(tmp_path, monkeypatch):
+    for folder in ("runs/one", "elsewhere/two"):
+        make_run(tmp_path / "project" / folder)
+    monkeypatch.setattr(mf, "find_root", lambda: tmp_path / "project")
+    monkeypatch.chdir(tmp_path)
+    for name in ("project/runs/one", "one", "runs/one"):
+        assert mf.find_run(name).resolve() == tmp_path / "project" / "runs" / "one"
+    assert mf.find_run("elsewhere/two") == tmp_path / "project" / "elsewhere" / "two"
+
+
 def test_git_state_tells_the_commit_and_whether_files_were_changed(tmp_path):
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

@@ -175,3 +175,10 @@ def test_no_profile_gives_a_name_twice():
         lines = [line.split(":")[0] for line in path.read_text().splitlines() if ":" in line]
         names = [line for line in lines if line in KINDS]
         assert len(names) == len(set(names)) == len(yaml.safe_load(path.read_text())) - 1
+
+
+def test_a_path_in_the_place_of_a_profile_is_told_the_names():
+    with pytest.raises(
+        InputError, match=r"there is no profile 'toy\.yaml'.*: the profiles are .*toy"
+    ):
+        resolve("notebooks/profiles/toy.yaml", {})

@@ -48,12 +48,12 @@ def save_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def find_run(name: str | Path) -> Path:
-    """The folder of a run, given as a path or as a name in ``runs/``.
+    """The folder of a run, given as a path, from here or from the project, or as a name in ``runs/``.
 
     Raises:
         InputError: it has no ``manifest.json``, or one of another version of the project.
     """
-    places = [Path(name), find_root() / "runs" / name]
+    places = [Path(name), find_root() / "runs" / name, find_root() / name]
     for place in places:
         if (place / "manifest.json").is_file():
             if load_manifest(place)["format"] != FORMAT:

@@ -186,7 +186,9 @@ def load_profile(path: Path) -> dict[str, Any]:
         InputError: the file is missing or not such a mapping, or a name or a kind does not fit.
     """
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        named = find_root() / "notebooks" / "profiles"  # if a path was given for a name
+        folder = path.parent if path.parent.is_dir() else named
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise InputError(
             f"there is no profile {path.stem!r} ({path}): the profiles are {', '.join(known)}"
         )
