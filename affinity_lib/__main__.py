@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {path}: {error.strerror}; give another path", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        begins = getattr(options, "force", False)
+        how = "Without --force the same command goes on" if begins else "The same command goes on"
+        print(f"\nStopped. {how} from here.", file=sys.stderr)
         return 130
 
 

@@ -316,6 +316,18 @@ def test_ctrl_c_leaves_a_run_that_goes_on(project):
     assert line.startswith("[1/1] 01_walk (resumed) ...")
 
 
+@pytest.mark.parametrize(
+    "words, said", [([], "The same command"), (["--force"], "Without --force the same command")]
+)
+def test_ctrl_c_tells_which_command_goes_on(monkeypatch, capsys, words, said):
+    def stop(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "execute", stop)
+    assert main(["run", "toy", *words]) == 130
+    assert f"Stopped. {said} goes on from here." in capsys.readouterr().err
+
+
 def test_run_that_is_being_run_is_refused(project):
     with locks.Hold(project[1]), pytest.raises(InputError, match="is being run already"):
         go(*project)

@@ -125,3 +125,10 @@ def test_what_a_later_point_needs_is_asked_for_before_the_first_one_runs(tmp_pat
     monkeypatch.setattr(sweep, "execute", lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(InputError, match=r"cam_network nowhere\.pth is missing"):
         sweep.execute_grid(plan, {"cam_network": ["", "nowhere.pth"]}, tmp_path / "run")
+
+
+def test_two_points_in_one_folder_are_refused(tmp_path):
+    plan = make_plan("tiny", make_project(tmp_path))
+    with pytest.raises(InputError, match="would share the folder .*classes=cat_car: give values"):
+        sweep.execute_grid(plan, {"classes": ["cat;car", "cat_car"]}, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.ipynb"))

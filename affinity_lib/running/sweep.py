@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def execute_grid(
     folder = base / "sweep"
     names = [",".join(f"{key}={value}" for key, value in point.items()) for point in points]
     runs = [folder / re.sub(r"[^\w.,=+-]+", "_", name) for name in names]
+    if twice := [run.name for run, count in Counter(runs).items() if count > 1]:
+        raise InputError(
+            f"two points of the grid would share the folder {folder / twice[0]}: give values that "
+            "differ in letters and digits, one run each with --set and --run-dir"
+        )
     for one, run in zip(plans, runs, strict=True):
         stages = {} if force else load_manifest(run)["stages"]
         preflight.check(one, chosen_notebooks(one, only), stages, run)
