@@ -23,7 +23,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-@lru_cache
+@cache  # there are more than the 128 of its default
 def _module(name: str) -> tuple[str, frozenset[str]]:
     """The hash of a module of the library, empty for what is none, and what it imports."""
     base = LIBRARY.joinpath(*name.split("."))
