@@ -17,6 +17,7 @@ from affinity_lib.errors import InputError
 from affinity_lib.running import preflight, runner
 from affinity_lib.running.plan import make_plan
 from affinity_lib.running.preflight import no_room
+from affinity_lib.running.stage import setting_hashes
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -144,7 +145,7 @@ def test_a_prepared_data_set_and_what_is_written_need_no_room_again(tmp_path):
 
 def test_what_is_done_is_asked_for_nothing(tmp_path, monkeypatch):
     plan = make_plan("voc12").with_settings({"weights": "nowhere.params", "device": "cpu"})
-    read = {"weights": ["nowhere.params", "0" * 64], "cam_epochs": plan.values["cam_epochs"]}
+    read = setting_hashes(plan.values, ["weights", "cam_epochs"])
     stages = {stem: {"state": "done", "key": {"settings": dict(read)}} for stem in plan.notebooks}
     preflight.check(plan, plan.notebooks, stages, tmp_path)
     again = plan.with_settings({"cam_epochs": 99})

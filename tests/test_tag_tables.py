@@ -190,6 +190,8 @@ def test_a_table_that_is_missing_or_a_folder_is_named(tmp_path: Path):
         ("file,tags\na.jpg,.\n", "[.] is no name of a class"),
         ("file,tags\na.jpg,nan\n", "nan is no name of a class: leave the cell of an image"),
         ("file,tags\na.jpg,#N/A\n", "#N/A is no name of a class"),
+        ("file,tags\na.jpg,#NV\n", "#NV is no name of a class"),
+        ("file,tags\na.jpg,—\n", "— is no name of a class"),
         ("file,tags\na.jpg,\"['cat' 'dog']\"\n", "is no list of tags: write cat;dog instead"),
         ("file,tags\na.jpg,\"['cat', ['dog']]\"\n", "is no list of tags"),
         ("file,tags\na.jpg,\"{'cat': 1}\"\n", "is no list of tags"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -74,7 +73,6 @@ def convert(
          1  sofa
     """
     images_dir, out_root = Path(images_dir), Path(out_root)
-    out_root = Path(os.path.abspath(out_root)) if out_root.name == "" else out_root  # ".", "./"
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}")
     if out_root.exists() and (not out_root.is_dir() or any(out_root.iterdir())):

@@ -45,7 +45,7 @@ def write_aside(path: str | Path) -> Iterator[Path]:
     >>> target.read_text(), aside.exists()
     ('whole', False)
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     # No other writer has this name, on this machine or on another one that shares the disk.
     aside = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:12]}.part{path.suffix}")

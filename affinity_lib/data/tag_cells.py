@@ -13,8 +13,8 @@ from affinity_lib.errors import InputError
 
 _NO_NAMES = ("nan", "none", "null", "n/a", "na", "true", "false", "yes", "no", "-", "--", "?")
 _NO_NAMES += ("<na>", "nat", "undefined")
-_NO_NAMES += ("–", "—", "#nv")  # German spreadsheets' #n/a
-_NO_NAMES += ("#n/a", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
+_NO_NAMES += ("–", "—")
+_NO_NAMES += ("#n/a", "#nv", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
 _NO_OBJECTS = ("background", "void", "unlabeled", "unlabelled")
 _SEPARATORS = {";": "semicolons", "|": "vertical bars", ",": "commas", "\n": "line breaks"}
 _WIDE = str.maketrans("；｜，、", ";|,,")  # as Chinese and Japanese keyboards type them

@@ -273,7 +273,7 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-@cache  # there are more than the 128 of its default
+@cache  # of all: lru_cache would keep 128, and there are more
 def _module(name: str) -> tuple[str, frozenset[str]]:
     """The hash of a module of the library, empty for what is none, and what it imports."""
     base = LIBRARY.joinpath(*name.split("."))

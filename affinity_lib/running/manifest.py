@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,7 +14,13 @@ from affinity_lib.data.files import files_in, load_json, save_json
 from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import cache
-from affinity_lib.running.stage import DATA, data_hash, input_hash, setting_hashes
+from affinity_lib.running.stage import (
+    DATA,
+    data_hash,
+    input_hash,
+    plain_value,
+    setting_hashes,
+)
 from affinity_lib.training.cores import available_cores
 
 FORMAT = 3
@@ -115,10 +120,12 @@ def verify(run: Path) -> tuple[int, list[str]]:
             for name, value in record["key"]["inputs"].items()
             if current[name] != value
         ]
+        settings = record["key"]["settings"]
+        values = {name: plain_value(value) for name, value in settings.items()}
         found += [
-            f"{name} {value[0]} has changed since {stem} has read it"
-            for name, value in record["key"]["settings"].items()
-            if _is_file(value) and setting_hashes({name: value[0]}, [name])[name] != value
+            f"{name} {values[name]} has changed since {stem} has read it"
+            for name, value in setting_hashes(values, values).items()
+            if value != settings[name]
         ]
     results = manifest.get("results", {})
     return count + len(results), list(dict.fromkeys(found + damage(run, results)))
@@ -159,19 +166,6 @@ def settings_of(values: Mapping[str, Any], run: Path, stages: Mapping[str, Any])
             if name in found:
                 found[name] = plain_value(value)
     return found
-
-
-def plain_value(value: Any) -> Any:
-    """The value of a setting in the key of a stage, without the hash of a file that it names."""
-    return value[0] if _is_file(value) else value
-
-
-def _is_file(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and [*map(type, value)] == [str, str]
-        and re.fullmatch(r"[0-9a-f]{64}", value[1]) is not None
-    )
 
 
 def now() -> str:

@@ -6,7 +6,6 @@ Weights, a GPU, folders and room on the disk: all that is missing is named in on
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from affinity_lib.data.paths import data_path, find_root
 from affinity_lib.errors import InputError
-from affinity_lib.running.manifest import plain_value
 from affinity_lib.running.plan import Plan
+from affinity_lib.running.stage import setting_hashes
 
 GIB = 2**30
 NETWORKS = {"resnet38": 7 * GIB, "vgg16": GIB}
@@ -84,8 +83,8 @@ def _is_due(record: Mapping[str, Any] | None, values: Mapping[str, Any]) -> bool
     """Whether a stage is not done, or was done with another value of a setting that it has read."""
     if record is None or record["state"] != "done":
         return True
-    known = {name: plain_value(value) for name, value in record["key"]["settings"].items()}
-    return any(json.loads(json.dumps(values.get(name))) != value for name, value in known.items())
+    known = record["key"]["settings"]
+    return setting_hashes(values, known.keys() & values.keys()) != known
 
 
 def _in_each_other(values: Mapping[str, Any], run: Path) -> list[str]:

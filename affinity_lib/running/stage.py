@@ -13,6 +13,7 @@ import json
 import linecache
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -367,6 +368,12 @@ def setting_hashes(values: Mapping[str, Any], names: Iterable[str]) -> dict[str,
         path = find_root() / value if isinstance(value, str) and value else None
         found[name] = [value, cache.file_hash(path)] if path and os.path.isfile(path) else value
     return found
+
+
+def plain_value(value: Any) -> Any:
+    """The value of a setting in what ``setting_hashes`` gives."""
+    named = isinstance(value, list) and [*map(type, value)] == [str, str]
+    return value[0] if named and re.fullmatch(r"[0-9a-f]{64}", value[1]) else value
 
 
 def _cells() -> list[str]:

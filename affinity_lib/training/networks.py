@@ -52,8 +52,7 @@ def cam_network(
     Raises:
         InputError: a segmentation network of other classes.
     """
-    path = Path(config.cam_network)
-    given = path if path.exists() else find_root() / path  # as for files of weights
+    given = find_root() / config.cam_network
     if given.suffix == ".safetensors" and given.is_file() and _KEY in load_tensors(given)[1]:
         net, settings = load_segmentation_network(given, SegmentationCAM)
         if len(settings.classes) != num_classes:
