@@ -26,6 +26,7 @@ from affinity_lib.data.layout import write_tags
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.submission import SUBMISSION
 from affinity_lib.data.voc import VOC_CLASSES, VOCData, read_labels, write_labels
+from affinity_lib.running.preflight import GIB, NETWORKS
 
 CUT = {
     "device": "cpu",
@@ -60,6 +61,8 @@ LISTS = {"train": ["2007_000001", "2007_000002"], "val": ["2007_000003", "2007_0
 SBD = {"train": ["2008_000001", "2007_000003"], "val": ["2008_000002"]}
 TEST = ["2008_000003", "2008_000004"]
 SIZE = (70, 61)
+ROOM = sum(NETWORKS.values()) + GIB
+"""Bytes that must be free for both runs."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,8 @@ def data(tmp_path_factory) -> Path:
 def runs(data, tmp_path_factory) -> Iterator[Path]:
     """Both runs by one command each, side by side, as most of their time one core is enough."""
     folder, started = tmp_path_factory.mktemp("runs"), {}
+    if (free := shutil.disk_usage(folder).free) < ROOM:
+        pytest.skip(f"needs {ROOM / GIB:.0f} GiB on {folder}, which has {free / GIB:.1f} GiB left")
     for name, (profile, changes) in RUNS.items():
         command = [sys.executable, "-m", "affinity_lib", "run", profile]
         command += ["--run-dir", str(folder / name)]
