@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
@@ -47,6 +49,7 @@ def show(
         row_titles: of the rows, at the left.
         size: of a panel in inches.
     """
+    _find_letters("".join([*titles, *names, *row_titles]))
     columns = max(len(row) for row in rows)
     legend = 0.35 if names else 0.0
     shape = (size * columns, size * len(rows) + 0.3 + legend)
@@ -138,7 +141,7 @@ def labelled(
     picture = Image.composite(Image.blend(gray, flat, 0.65), dim, Image.fromarray(known))
     width = max(max(labels.shape) // 400, 1)
     picture.paste("white", mask=Image.fromarray(_edges(labels, width)))
-    draw, font = ImageDraw.Draw(picture), _font(picture.size, text)
+    draw, font = ImageDraw.Draw(picture), _font(picture.size, "".join(names), text)
     for number in np.unique(labels[known]):
         (x, y), radius = _inside(labels == number)
         name = names[number - 1]
@@ -163,7 +166,7 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     Returns:
         (H + h, W, 3) uint8, or wider where a name needs it.
     """
-    colors, font = class_colors(len(names)), _font(picture.shape[1::-1])
+    colors, font = class_colors(len(names)), _font(picture.shape[1::-1], "".join(names))
     present = [k for k in np.unique(labels) if 0 < k <= len(names)]
     entries = [(names[k - 1], colors[k]) for k in present] or [("no class found", None)]
     line = round(1.6 * font.size)
@@ -285,6 +288,7 @@ def bars(per_class: dict[str, dict[str, float]], title: str) -> Figure:
         title: of the figure.
     """
     names = list(dict.fromkeys(name for values in per_class.values() for name in values))
+    _find_letters("".join(names))
     figure, axis = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
     width = 0.8 / len(per_class)
     palette = ["#999999", "#56b4e9", "#0072b2", "#e69f00"]
@@ -341,7 +345,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     def cell(value) -> str:
         if value is None:
             return ""
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
+        return f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", r"\|")
 
     lines = [list(header), ["---"] * len(header), *rows]
     text = ["| " + " | ".join(cell(v) for v in line) + " |" for line in lines]
@@ -365,10 +369,42 @@ def _inside(area: np.ndarray) -> tuple[tuple[float, float], float]:
     return (float(x * step), float(y * step)), float(depth.max() * step)
 
 
-def _font(size: tuple[int, int], part: float = 1 / 32) -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, a part of the longer side of a picture (W, H), but readable."""
-    file = font_manager.findfont("DejaVu Sans")
+def _font(size: tuple[int, int], text: str, part: float = 1 / 32) -> ImageFont.FreeTypeFont:
+    """A font that has the text, a part of the longer side of a picture (W, H), but readable."""
+    file = _fallback(text) or font_manager.findfont("DejaVu Sans")
     return ImageFont.truetype(file, max(round(max(size) * part), 14))
+
+
+def _find_letters(text: str) -> None:
+    """Let figures take letters that Matplotlib's own font lacks from an installed one."""
+    if file := _fallback(text):
+        name, families = FT2Font(file).family_name, plt.rcParams["font.family"]
+        if name not in families:
+            font = font_manager.FontEntry(file, name=name, size="scalable")  # whatever its weight
+            font_manager.fontManager.ttflist.append(font)
+            plt.rcParams["font.family"] = [*families, name]
+
+
+@cache
+def _fallback(text: str) -> str | None:
+    """File of the installed font with most of the letters that Matplotlib's own lacks, if any has.
+
+    Class names may be Chinese or Hindi, and Matplotlib brings no font for these.
+    """
+    missing = _lacked(font_manager.findfont("DejaVu Sans"), set(text))
+    if not missing:
+        return None
+    files = sorted(font_manager.findSystemFonts(), key=lambda file: "Regular" not in file)
+    best = min(files, key=lambda file: len(_lacked(file, missing)), default="")
+    return best if _lacked(best, missing) < missing else None
+
+
+def _lacked(file: str, letters: set[str]) -> set[str]:
+    try:
+        known = FT2Font(file).get_charmap()
+    except (RuntimeError, OSError):  # no outlines, or gone since the fonts were listed
+        return letters
+    return {letter for letter in letters if ord(letter) not in known and not letter.isspace()}
 
 
 def _draw(axis: Axes, panel: np.ndarray, near: Sequence, names: Sequence[str]) -> set[int]:

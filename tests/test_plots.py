@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib import font_manager
 
 from affinity_lib import plots
 from affinity_lib.affinity import affinities, half_plane_offsets, pair_labels
@@ -37,6 +38,25 @@ def test_a_dollar_in_the_name_of_a_class_is_no_formula():
     figure.canvas.draw()
     assert legend_of(figure) == ["$5%"] and figure.axes[0].get_title() == titles[0]
     plots.bars({"CAM": dict.fromkeys(names, 50.0)}, "IoU").canvas.draw()
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_letters_that_the_font_lacks_come_from_an_installed_one(monkeypatch):
+    name = "\u1d81og"  # its first letter is in Matplotlib's second font alone
+    fonts = [font_manager.findfont(font) for font in ("cmr10", "STIXGeneral")]
+    image, labels = np.zeros((330, 330, 3), np.uint8), np.ones((330, 330), np.uint8)
+    plots._fallback.cache_clear()
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    boxes = plots.labelled(image, labels, [name])
+    plots._fallback.cache_clear()
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
+    assert not np.array_equal(plots.labelled(image, labels, [name]), boxes)
+    with plt.rc_context():
+        plots.show([[image, labels]], ["image", name], [name]).canvas.draw()
+        plots.bars({"CAM": {name: 50.0}}, "IoU").canvas.draw()
+        assert plt.rcParams["font.family"][-1] == "STIXGeneral"
+    plots._fallback.cache_clear()
+    assert plots._fallback("chien, собака") is None  # which need no other
 
 
 def test_a_grid_has_a_panel_for_each_picture_and_leaves_gaps_empty():
@@ -178,6 +198,11 @@ def test_a_table_has_a_line_for_each_row_and_one_decimal():
         "| walk | 58.1 |",
         "| n | 3 |",
     ]
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell():
+    table = plots.markdown_table(["class", "IoU"], [["cat|dog", 1.0]])
+    assert table.splitlines()[-1] == r"| cat\|dog | 1.0 |"
 
 
 def test_scores_can_be_told_apart_in_grey():

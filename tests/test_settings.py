@@ -53,6 +53,31 @@ def test_a_value_of_another_kind_is_refused_with_a_sentence(name, value):
     assert repr(value) in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("start_from", "cams", "must be cam or weights"),
+        ("distance", "l2", "must be sum or mean"),
+        ("dataset", "voc2012", "must be toy, voc or voc12"),
+        ("cam_finetune", ["all"], "must be all or head"),
+        ("preset", True, "must be paper or released"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_with_those_that_are(name, value, words):
+    with pytest.raises(InputError, match=f"{name} {words}, got ") as refused:
+        check({name: value})
+    assert repr(value) in str(refused.value)
+
+
+def test_choices_can_be_given_on_the_command_line():
+    texts = ["distance=sum,mean", "cam_head=null", "start_from=cam"]
+    assert parse(texts) == {
+        "distance": ["sum", "mean"],
+        "cam_head": [None],
+        "start_from": ["cam"],
+    }
+
+
 def test_a_value_of_the_declared_kind_is_kept():
     values = {"t": 3, "cam_flip": True, "backbone": "small", "cam_scales": [0.5, 1.0]}
     values |= {"classes": ["traffic light"], "affinity_norm": False}

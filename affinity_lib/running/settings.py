@@ -16,7 +16,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -31,7 +31,9 @@ class Settings:
     does not say to whom."""
 
     # The data (section 5.1)
-    dataset: str = "voc12"  # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
+    dataset: Literal["toy", "voc", "voc12"] = (
+        "voc12"  # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
+    )
     data_root: str = "data/voc12"  # the data set, seen from the project's folder
     classes: str | list[str] = ""  # class names to use; empty: all of the data set
     train_split: str = "train"  # list of the images to train on; tables are made on the list train
@@ -43,12 +45,16 @@ class Settings:
     sbd: str = ""  # with voc12: folder of SBD, if it is here already
 
     # All three networks
-    preset: str = "paper"  # paper or released: which choices where the two differ
+    preset: Literal["paper", "released"] = (
+        "paper"  # paper or released: which choices where the two differ
+    )
     backbone: str = "resnet38"  # small, resnet38, vgg16, or the name of a timm model
     weights: str = ""  # the backbone's: a file, wheel or imagenet; empty: start from scratch
     frozen_stages: int = -1  # -1 trains all, 0 keeps batch norm, n also n first stages
     long_side: int = 0  # bring images to this longer side in pixels; 0: as they are
-    start_from: str = "weights"  # backbone of the later networks: cam (notebook 1's) or weights
+    start_from: Literal["cam", "weights"] = (
+        "weights"  # backbone of the later networks: notebook 1's
+    )
     color_jitter: bool = True  # change colours at random in training
     warmup: float = 0.0  # share of the steps in which the learning rate rises
     momentum: float | None = None  # of SGD
@@ -58,8 +64,10 @@ class Settings:
 
     # Class activation maps (section 3.1)
     cam_stride: int = 8  # pixels a cell of the feature grid
-    cam_finetune: str = "all"  # all: train the backbone too; head: keep it, store its features
-    cam_head: str | None = None  # conv (paper) or linear (released)
+    cam_finetune: Literal["all", "head"] = (
+        "all"  # all: train the backbone too; head: keep it, store its features
+    )
+    cam_head: Literal["conv", "linear"] | None = None  # conv (paper) or linear (released)
     cam_width: int = 512  # channels of the 3x3 convolution
     cam_crop: int = 448  # random crop in training; released
     cam_train_scale: list[float] = (0.512, 1.024)  # smallest and largest random scale; ours
@@ -81,8 +89,10 @@ class Settings:
 
     # AffinityNet (section 3.2.2)
     affinity_stride: int = 8
-    affinity_finetune: str = "all"
-    distance: str | None = None  # Eq. 3: sum (paper) or mean (released) over the channels
+    affinity_finetune: Literal["all", "head"] = "all"
+    distance: Literal["sum", "mean"] | None = (
+        None  # Eq. 3: sum (paper) or mean (released) over the channels
+    )
     affinity_width: float = 1.0  # factor on the channels 128, 256, 512
     affinity_norm: bool | None = None  # group normalisation after the 1x1 convolutions
     affinity_crop: int = 448  # released
@@ -112,7 +122,7 @@ class Settings:
 
     # Segmentation network (sections 3.4 and 4.2)
     segmentation_stride: int = 8
-    segmentation_finetune: str = "all"
+    segmentation_finetune: Literal["all", "head"] = "all"
     segmentation_width: int = 512  # of the first atrous convolution; 0: a 1x1 one alone
     segmentation_dilation: int = 12  # of both
     segmentation_crop: int = 448  # ours
@@ -260,7 +270,8 @@ def parse(texts: Sequence[str]) -> dict[str, list[Any]]:
         if not equals or name in found:
             raise InputError(f"--set wants name=value[,value...] once a name, got {text!r}")
         check({name: None} if name not in KINDS else {})
-        if str in (KINDS[name], *get_args(KINDS[name])) and not values.startswith("["):
+        kind = KINDS[name]
+        if (str in _alternatives(kind) or _choices(kind)) and not values.startswith("["):
             found[name] = [None if one == "null" else one for one in values.split(",")]
             continue
         try:
@@ -285,16 +296,30 @@ def _mapping(path: Path) -> dict[str, Any]:
     return values
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+
+
+def _choices(kind: Any) -> list[str]:
+    """The words that a setting of a few words can be; none for another kind."""
+    return [
+        word for one in _alternatives(kind) if get_origin(one) is Literal for word in one.__args__
+    ]
+
+
 def _fitted(value: Any, kind: Any) -> Any:
     """The value as that kind, or TypeError."""
-    if isinstance(kind, types.UnionType):
-        for one in get_args(kind):
+    if len(_alternatives(kind)) > 1:
+        for one in _alternatives(kind):
             try:
                 return _fitted(value, one)
             except TypeError:
                 continue
     elif get_origin(kind) is list and isinstance(value, list | tuple):
         return [_fitted(one, *get_args(kind)) for one in value]
+    elif get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
     elif kind is float:
         if type(value) in (int, float) and math.isfinite(value):
             return float(value)
@@ -304,6 +329,8 @@ def _fitted(value: Any, kind: Any) -> Any:
 
 
 def _misfit(name: str, value: Any, kind: Any) -> str:
+    if choices := _choices(kind):
+        return f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}"
     wanted = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
     text = f"{name} must be {wanted}, got the {type(value).__name__} {value!r}"
     if isinstance(value, str):
