@@ -16,7 +16,8 @@ class CRFSettings:
 
     ``gaussian_sxy`` and ``bilateral_sxy`` are standard deviations in pixels, ``bilateral_srgb``
     in intensity levels (0..255); ``*_compat`` are Potts weights; ``iterations`` of mean-field
-    inference; probabilities are clipped from below at ``clip`` before the logarithm.
+    inference; probabilities are clipped from below at ``clip`` before the logarithm. Where label maps
+    are written, the dCRF looks at images whose sides are ``scale`` times as long.
 
     >>> CRFSettings(iterations=5).bilateral_sxy
     80.0
@@ -29,9 +30,10 @@ class CRFSettings:
     bilateral_compat: float = 10.0
     iterations: int = 10
     clip: float = 1e-5
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb", "clip"):
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb", "clip", "scale"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} of the dCRF must be > 0, got {getattr(self, name)}")
         if self.iterations < 0:

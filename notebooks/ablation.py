@@ -41,6 +41,7 @@ from torch import Tensor
 from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets, pair_labels
 from affinity_lib.affinity_labels import to_grid
 from affinity_lib.affinitynet import AffinityNet
+from affinity_lib.backbones import build_backbone
 from affinity_lib.backbones.weights import load_network
 from affinity_lib.cam import resize, to_labels, with_background
 from affinity_lib.data.files import load_json, load_scores, save_json, save_tensors, save_text
@@ -207,6 +208,8 @@ class Case:
         self.data = VOCData(data_path(self.config.data_root), self.config.classes)
         self.ids = self.data.with_tags(self.data.ids(self.config.train_split))
         judged = self.data.with_masks(self.data.with_tags(self.data.ids("train")))
+        if len(judged) < 3:  # one to choose beta on, two to choose alpha for each other
+            raise InputError("rows are compared by masks: give three training images or more one")
         self.few = judged[::8]  # to choose beta on
         self.rest = sorted({*judged} - {*self.few})  # to measure on
         self.truth = cache_of(self.data.mask)
@@ -267,8 +270,9 @@ class Case:
             config, folder = self.config, self.folder / "labels"
             crf = crf_settings(config, "affinity_crf") if self.row.labels == "own" else None
             alphas = (config.alpha_strong, config.alpha_weak)
-            cams, how = self.run / CAMS, {"crf_scale": config.crf_scale}
-            write_confident_labels(self.data, self.ids, cams, folder, *alphas, crf, **how)
+            soft = folder / "soft" if config.label_pooling == "mean" else None
+            cams = self.run / CAMS
+            write_confident_labels(self.data, self.ids, cams, folder, *alphas, crf, soft=soft)
         return affinity_targets(self.config, self.data, folder)
 
     def measure(self) -> dict[str, Any]:
@@ -321,8 +325,9 @@ class Case:
         truth = self.truth(image_id)
         if crf:
             prefix = "cam_crf" if self.row.walk is NoWalk else "crf"
-            photograph = pixels(self.data, image_id, self.config.crf_scale)
-            labels = synthesize_labels(photograph, maps, tags, crf_settings(self.config, prefix))
+            settings = crf_settings(self.config, prefix)
+            photograph = pixels(self.data.image(image_id), settings)
+            labels = synthesize_labels(photograph, maps, tags, settings)
             labels = enlarge(labels, truth.shape)
         else:
             labels = to_labels(resize(maps, truth.shape), tags).numpy()
@@ -357,8 +362,7 @@ class Case:
         crf, alphas = crf_settings(self.config, "affinity_crf"), (1, 2, 4, 8, 12, 16, 32)
         rows = []
         for name, one in (("dCRF", crf), ("no dCRF", None)):
-            how = (self.run / CAMS, one, self.config.crf_scale, alphas)
-            found = try_affinity_labels(self.data, self.few, *how)
+            found = try_affinity_labels(self.data, self.few, self.run / CAMS, one, alphas)
             rows += [{"with": name} | each._asdict() for each in found]
         return rows
 
@@ -451,9 +455,20 @@ def work(plan: Plan, run: Path, task: str) -> dict[str, Any]:
         return known(Case(plan, run, row), task)
 
 
+def has_stride(plan: Plan, wider: int) -> bool:
+    """Whether the backbone can have cells so many times as wide as the profile's."""
+    try:
+        with torch.device("meta"):  # no weights
+            build_backbone(plan.values["backbone"], wider * plan.values["affinity_stride"])
+    except InputError:
+        return False
+    return True
+
+
 def tasks(plan: Plan, seed: int, trained: int) -> list[str]:
     """What is to be done once the notebooks of a seed have run, what takes longest first."""
     rows = [row for row in ROWS if row.rounds <= plan.values["affinity_rounds"]]
+    rows = [row for row in rows if row.wider == 1 or has_stride(plan, row.wider)]
     rows = [row for row in rows if seed < trained or not row.trains]
     rows.sort(key=lambda row: not row.trains)
     tables = TABLES if seed == 0 else TABLES[:2] if seed < trained else ()

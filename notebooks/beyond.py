@@ -283,6 +283,10 @@ class Trial:
         self.judging = [k for k in judged if k not in set(self.choosing)]
         if not self.judging:
             raise InputError("rows are compared by masks: these training images have none")
+        for made in ("06_segmentation_network/network", last_network(self.config)):
+            if not (self.stage.path / made / "network.safetensors").is_file():
+                name = self.stage.profile
+                raise InputError(f"{made} is missing: run all notebooks of {name} first")
         self.cams = self.stage.input("01_class_activation_maps/cams")
         self.labels = self.stage.input("02_affinity_labels/labels")
         self.tables: dict[str, list[dict[str, Any]]] = {
@@ -383,12 +387,12 @@ class Trial:
     def next_affinity_net(self, name: str, scores: Path) -> tuple[AffinityNet, float]:
         """Notebooks 2 and 3 once more, with some scores in place of the CAMs."""
         config, labels = self.config, self.stage.output(f"{name}_areas")
-        crf, scale = crf_settings(config, "affinity_crf"), config.crf_scale
+        crf = crf_settings(config, "affinity_crf")
         alphas = (config.alpha_strong, config.alpha_weak)
         soft = labels / "soft" if config.label_pooling == "mean" else None
 
         def find() -> None:
-            write_confident_labels(self.data, self.ids, scores, labels, *alphas, crf, scale, soft)
+            write_confident_labels(self.data, self.ids, scores, labels, *alphas, crf, soft)
 
         minutes = timed(labels, find)
         net, offsets = affinity_network(config, self.start()), half_plane_offsets(config.gamma)
@@ -464,7 +468,7 @@ class Trial:
             walks = {i: walk.walks(i, alphas, beta, config.t)[1].numpy() for i in images}
             maps = {alpha: {i: walks[i][k] for i in images} for k, alpha in enumerate(alphas)}
             crf = crf_settings(config)
-            (mious,) = try_crfs(self.data, images, maps, [crf], config.crf_scale)
+            (mious,) = try_crfs(self.data, images, maps, [crf])
             found |= {(alpha, beta): miou for alpha, miou in zip(alphas, mious, strict=True)}
         return max(found, key=found.get)
 
@@ -475,8 +479,7 @@ class Trial:
             alpha: {i: with_background(each, alpha).numpy() for i, each in stored.items()}
             for alpha in ALPHAS
         }
-        crf, scale = crf_settings(self.config), self.config.crf_scale
-        (mious,) = try_crfs(self.data, self.choosing, maps, [crf], scale)
+        (mious,) = try_crfs(self.data, self.choosing, maps, [crf_settings(self.config)])
         alpha = ALPHAS[int(mious.argmax())]
         self.judge(name, scores, {"alpha": alpha, "beta": None, "minutes": minutes}, alpha)
 
@@ -495,8 +498,8 @@ class Trial:
             The segmentation network's file; None if there are no networks.
         """
         config, labels = self.config, self.stage.output(f"{name}_labels")
-        crf, scale = crf_settings(config), config.crf_scale
-        write_segmentation_labels(self.data, self.ids, scores, labels, alpha, crf, scale)
+        crf = crf_settings(config)
+        write_segmentation_labels(self.data, self.ids, scores, labels, alpha, crf)
         conditions = {"split": "train", "uses_tags": True}
         before = partial(self.labels_of, scores, alpha)
         after = partial(_read, self.data, labels)

@@ -112,8 +112,8 @@ def test_an_image_without_a_cam_is_refused():
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.33])
 def test_every_image_gets_labels_of_its_own_size(data, cams, tmp_path, scale):
     ids = data.ids("train")
-    crf = CRFSettings(iterations=1)
-    write_confident_labels(data, ids, cams, tmp_path / "out", 2, 8, crf, scale)
+    crf = CRFSettings(iterations=1, scale=scale)
+    write_confident_labels(data, ids, cams, tmp_path / "out", 2, 8, crf)
     assert len(list((tmp_path / "out").iterdir())) == len(ids)
     for image_id in ids:
         labels = data.read_labels(tmp_path / "out" / f"{image_id}.png")

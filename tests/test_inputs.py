@@ -7,9 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scenes import (
     CLASSES,
     Mean,
+    draw_scenes,
     same_state,
     state_of,
     stopped_at_the_third,
@@ -211,6 +213,17 @@ def test_levels_of_another_backbone_or_size_are_not_taken_for_these(data, tmp_pa
     torch.testing.assert_close(other[0], 2 * first[0], atol=1e-3, rtol=1e-3)
     small = Inputs(data, backbone, "head", long_side=20, folder=tmp_path)
     assert small.levels(image_id, backbone)[0].shape == (1, 3, 5, 5)
+
+
+def test_levels_of_a_photograph_that_another_has_replaced_are_not_taken_for_its_own(tmp_path):
+    data, backbone = draw_scenes(tmp_path / "data", 1, size=40), Mean()
+    image_id = data.ids("train")[0]
+    first = Inputs(data, backbone, "head", folder=tmp_path / "levels").levels(image_id, backbone)
+    path = data.image_path(image_id)
+    Image.open(path).rotate(180).save(path, format="JPEG")
+    other = Inputs(data, backbone, "head", folder=tmp_path / "levels").levels(image_id, backbone)
+    torch.testing.assert_close(other[0], first[0].flip(-1, -2), atol=0.2, rtol=0)
+    assert (other[0] - first[0]).abs().max() > 0.3
 
 
 def test_levels_that_inference_has_read_can_be_trained_on(data, tmp_path):

@@ -62,9 +62,9 @@ def miou(request, tmp_path_factory) -> dict[str, float]:
     samples = inputs.samples(ids, LONG_SIDE, tags=True)
     train(net, samples, lambda m, b: classification_loss(forward(m, b[0]), b[1]), out, "cam")
     infer_cams(net, inputs, ids, out / "cams", flip=False)
-    crf = CRFSettings(iterations=5)
+    crf = CRFSettings(iterations=5, scale=0.4)
     alphas = (ALPHA_STRONG, ALPHA_WEAK)
-    write_confident_labels(data, ids, out / "cams", out / "labels", *alphas, crf, crf_scale=0.4)
+    write_confident_labels(data, ids, out / "cams", out / "labels", *alphas, crf)
 
     net = AffinityNet(backbone, (32, 64, 128), norm=True)
     samples = inputs.samples(

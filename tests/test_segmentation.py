@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scenes import CLASSES, Mean, write_data
 
 from affinity_lib.backbones import build_backbone
-from affinity_lib.crf import CRFSettings
+from affinity_lib.cam import resize
+from affinity_lib.crf import CRFSettings, dense_crf
 from affinity_lib.evaluation import VOID
 from affinity_lib.segmentation import (
     SegmentationCAM,
@@ -152,6 +154,16 @@ def test_stored_features_do_not_stand_in_for_other_scales(data, net, tmp_path):
         for kind in ("all", "head")
     )
     torch.testing.assert_close(stored, seen)
+
+
+def test_the_dcrf_of_predictions_looks_at_images_of_its_scale(data, net):
+    image_id, inputs = data.ids("train")[0], Inputs(data, net.backbone)
+    crf = CRFSettings(iterations=3, scale=0.5)
+    small = data.image(image_id).resize((20, 20), Image.Resampling.BILINEAR)
+    scores = resize(predict(net, inputs, image_id), (20, 20)).numpy()
+    labels = dense_crf(np.array(small), scores, crf).argmax(0).astype(np.uint8)
+    found = predict_labels(net, inputs, image_id, crf=crf)
+    np.testing.assert_array_equal(found, labels.repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize("crf", [None, CRFSettings(iterations=2)])

@@ -72,7 +72,8 @@ def test_an_image_of_a_few_pixels_has_labels_too(size):
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.33])
 def test_every_image_gets_labels_of_its_own_size(data, scores, tmp_path, scale):
     ids = data.ids("train")
-    write_segmentation_labels(data, ids, scores, tmp_path / "out", crf_scale=scale)
+    crf = CRFSettings(iterations=0, scale=scale)
+    write_segmentation_labels(data, ids, scores, tmp_path / "out", crf=crf)
     assert len(list((tmp_path / "out").iterdir())) == len(ids)
     for image_id in ids:
         labels = data.read_labels(tmp_path / "out" / f"{image_id}.png")
@@ -136,6 +137,6 @@ def test_enlarged_labels_are_repeated(labels, factor):
 
 @pytest.mark.parametrize(("scale", "side"), [(1.0, 40), (0.5, 20), (0.33, 13), (0.001, 1)])
 def test_pixels_are_scaled_on_both_sides(data, scale, side):
-    image = pixels(data, data.ids("train")[0], scale)
+    image = pixels(data.image(data.ids("train")[0]), CRFSettings(scale=scale))
     assert image.shape == (side, side, 3)
     assert image.dtype == np.uint8

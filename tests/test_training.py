@@ -96,6 +96,41 @@ def test_a_stopped_training_that_goes_on_ends_with_the_same_bits(tmp_path, optim
     assert same_state(state_of(undisturbed), state_of(continued))
 
 
+@pytest.mark.parametrize("call", [3, 5, 9], ids=["first epoch", "half a step", "third epoch"])
+def test_a_network_that_was_stopped_in_this_process_goes_on_from_its_last_epoch(tmp_path, call):
+    recipe, net, calls = replace(RECIPE, accumulate=2), Net(), []
+
+    def stops(model, batch):
+        value = loss(model, batch)
+        calls.append(value)
+        if len(calls) == call:  # as an interrupt between a gradient and its step
+            value.backward()
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, Noisy(), stops, recipe, tmp_path / "a" / "checkpoint.pt")
+    fit(net, Noisy(), loss, recipe, tmp_path / "a" / "checkpoint.pt")
+    whole, _ = trained(tmp_path / "b", recipe)
+    assert same_state(state_of(net), state_of(whole))
+
+
+def test_a_training_that_is_made_anew_begins_with_the_networks_first_weights(tmp_path):
+    def of(net, *names):
+        for name in names:
+            fit(net, Still(6), loss, RECIPE, tmp_path / name / "checkpoint.pt")
+        return net
+
+    net = of(Net(), "one", "two")  # two rounds, the second from what the first has learned
+    for name in ("one", "two"):
+        (tmp_path / name / "checkpoint.pt").unlink()
+    again = of(Net(), "one", "two")
+    assert same_state(state_of(net), state_of(again))
+    for name in ("one", "two"):
+        (tmp_path / name / "checkpoint.pt").unlink()
+    assert same_state(state_of(of(net, "one", "two")), state_of(again))
+
+
 def test_only_what_was_lost_is_done_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(Net(), Noisy(), stopping_at(11), RECIPE, tmp_path / "checkpoint.pt")

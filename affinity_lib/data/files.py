@@ -338,7 +338,7 @@ def is_plain_jpeg(path: str | Path) -> bool:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image; reads no more than the file's header.
+    """Width and height of an image, which is not decoded.
 
     Raises:
         InputError: the file is missing or is no image.

@@ -79,7 +79,7 @@ def tune(run: Path, count: int = 48, show: Callable[[str], Any] = print) -> Path
 def _labels(stage: Stage, ids: Sequence[str], cams: Path, show: Callable) -> dict[str, float]:
     config = stage.config
     crf = crf_settings(config, "affinity_crf")
-    rows = tuning.try_affinity_labels(stage.data, ids, cams, crf, config.crf_scale)
+    rows = tuning.try_affinity_labels(stage.data, ids, cams, crf)
     rows.sort(key=lambda row: (row.coverage < LEAST_COVERAGE, -row.accuracy))
     show(f"Trusted areas that cover {LEAST_COVERAGE} percent, the most accurate first:\n")
     show(_table(["alpha_strong", "alpha_weak", "coverage", "accuracy"], rows[:6]))
@@ -138,7 +138,7 @@ def _crfs(
     show: Callable,
 ) -> tuple[float, float, float]:
     """The exponent, the width and the weight that are best together."""
-    config, now = stage.config, crf_settings(stage.config, prefix)
+    now = crf_settings(stage.config, prefix)
     tried = [
         replace(
             now,
@@ -147,7 +147,7 @@ def _crfs(
         )
         for width, weight in _CRFS
     ]
-    mious = tuning.try_crfs(stage.data, ids, maps, tried, config.crf_scale)
+    mious = tuning.try_crfs(stage.data, ids, maps, tried)
     alphas = list(maps)
     show(f"\nmIoU after {after} and a dCRF:\n")
     heads = ["width", "weight", *(f"alpha {alpha:g}" for alpha in alphas)]

@@ -21,6 +21,7 @@ from affinity_lib.data.voc import VOCData, write_labels
 from affinity_lib.errors import InputError
 from affinity_lib.plots import labelled, with_legend
 from affinity_lib.segmentation import label_probabilities
+from affinity_lib.stages.segmentation_labels import pixels
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.networks import load_segmentation_network
 from affinity_lib.training.parallel import compute_on, each_image
@@ -70,15 +71,14 @@ class Predictor:
         settings, backbone = self.settings, self.net.backbone
         side = settings.long_side or min(settings.largest_side, max(photograph.size))
         image = to_tensor(resize_long_side(photograph, side), backbone.mean, backbone.std)
-        small = _within(photograph, _PIXELS)
-        size = (small.height, small.width)
-        views = (size, settings.scales, settings.flip)
+        small = pixels(_within(photograph, _PIXELS), self.crf)
+        views = (small.shape[:2], settings.scales, settings.flip)
         scores = compute_on(
             self.device,
             lambda: label_probabilities(self.net, image[None].to(self.device), *views).cpu(),
         )
         if self.crf is not None:
-            scores = torch.from_numpy(dense_crf(np.array(small), scores.numpy(), self.crf))
+            scores = torch.from_numpy(dense_crf(small, scores.numpy(), self.crf))
         return _highest(scores, (photograph.height, photograph.width)).numpy()
 
     def overlay(self, photograph: Image.Image, labels: np.ndarray) -> np.ndarray:
@@ -182,9 +182,9 @@ def named_photograph(path: str, data: VOCData) -> Image.Image:
     return data.image(data.ids("val")[-1])
 
 
-def _within(image: Image.Image, pixels: int) -> Image.Image:
+def _within(image: Image.Image, most: int) -> Image.Image:
     """The image itself, or brought to so many pixels where it has more."""
-    factor = (pixels / (image.width * image.height)) ** 0.5
+    factor = (most / (image.width * image.height)) ** 0.5
     return image if factor >= 1 else resize_long_side(image, int(max(image.size) * factor))
 
 

@@ -30,7 +30,6 @@ def write_confident_labels(
     alpha_strong: float = 4,
     alpha_weak: float = 24,
     crf: CRFSettings | None = None,
-    crf_scale: float = 1.0,
     soft: Path | None = None,
 ) -> None:
     """Write ``confident_labels`` of each tagged image that has none yet, over a process pool.
@@ -41,13 +40,12 @@ def write_confident_labels(
         cams: folder of ``ID.npz`` score files.
         out: folder of the label maps, palette PNGs of the images' size.
         alpha_strong, alpha_weak, crf: see ``confident_labels``.
-        crf_scale: factor on the image's size at which the dCRF runs.
         soft: folder for what ``SoftLabels`` reads, both dCRF results in half precision; None to
             keep the labels alone.
     """
     alphas = (alpha_strong, alpha_weak)
     check_alphas(*alphas)
-    job = partial(write_trusted, data, Path(cams), Path(out), soft, alphas, crf, crf_scale)
+    job = partial(write_trusted, data, Path(cams), Path(out), soft, alphas, crf)
     map_images(job, data.with_tags(missing(ids, out, "png")))
 
 
@@ -97,7 +95,6 @@ def write_trusted(
     soft: Path | None,
     alphas: tuple[float, float] | None,
     crf: CRFSettings | None,
-    crf_scale: float,
     image_id: str,
 ) -> None:
     """Write the trusted areas of one image.
@@ -105,11 +102,11 @@ def write_trusted(
     Args:
         scores: folder of CAMs, or of walked maps with both backgrounds (2 (1 + K), h, w).
         alphas: exponents of Eq. 2 for the CAMs; None for walked maps.
-        data, out, soft, crf, crf_scale: see ``write_confident_labels``.
+        data, out, soft, crf: see ``write_confident_labels``.
         image_id: which image.
     """
     tags, maps = load_scores(scores / f"{image_id}.npz")
-    image, maps = pixels(data, image_id, crf_scale), torch.from_numpy(maps)
+    image, maps = pixels(data.image(image_id), crf), torch.from_numpy(maps)
     if alphas is None:  # walked maps, with both backgrounds
         tags = tags[1 : len(tags) // 2]
         sharp = refined(image, maps.unflatten(0, (2, -1)), crf)

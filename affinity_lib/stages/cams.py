@@ -57,6 +57,8 @@ def infer_cams(
     device = device_of(net)
     stored = inputs.as_stored(scales, flip)
     fast = net if stored or not todo else for_inference(net, mixed_precision)
+    if stored:
+        inputs.store(todo)
 
     @torch.inference_mode()
     def work(some: Sequence[str]) -> None:
@@ -116,6 +118,7 @@ def tag_accuracy(net: CAMNet, inputs: Inputs, ids: Sequence[str]) -> dict[str, f
     """
     device = device_of(net)
     fast = net if inputs.stored else for_inference(net)
+    inputs.store(ids)
 
     @torch.inference_mode()
     def work(image_id: str) -> Tensor:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from affinity_lib.crf import CRFSettings, dense_crf
+from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import missing
 from affinity_lib.segmentation import SegmentationNet, label_probabilities, probabilities
+from affinity_lib.segmentation_labels import enlarge, synthesize_labels
+from affinity_lib.stages.segmentation_labels import pixels
 from affinity_lib.training.inference import for_inference
 from affinity_lib.training.inputs import Inputs, device_of, moved
 from affinity_lib.training.parallel import compute_on, each_image
@@ -40,6 +42,8 @@ def write_predictions(
     waiting = missing(ids, out, "png")
     stored = inputs.as_stored(scales, flip)
     fast = net if stored or not waiting else for_inference(net, mixed_precision)
+    if stored:
+        inputs.store(waiting)
 
     def work(image_id: str) -> None:
         labels = predict_labels(fast, inputs, image_id, scales, flip, crf)
@@ -57,10 +61,12 @@ def predict_labels(
     crf: CRFSettings | None = None,
 ) -> np.ndarray:
     """The label map of one image, (H, W) uint8 in 0..C; ``crf`` refines it with a dCRF."""
-    scores = predict(net, inputs, image_id, scales, flip).numpy()
-    if crf is not None:
-        scores = dense_crf(np.array(inputs.data.image(image_id)), scores, crf)
-    return scores.argmax(axis=0).astype(np.uint8)
+    scores = predict(net, inputs, image_id, scales, flip)
+    if crf is None:
+        return scores.numpy().argmax(axis=0).astype(np.uint8)
+    photograph = pixels(inputs.data.image(image_id), crf)
+    labels = synthesize_labels(photograph, scores, range(1, len(scores)), crf)
+    return enlarge(labels, scores.shape[-2:])
 
 
 @torch.inference_mode()

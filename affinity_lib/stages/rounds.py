@@ -31,13 +31,14 @@ def write_walked_labels(config: Any, walk: Walk, ids: Sequence[str], out: Path) 
     alphas = (config.walked_alpha_strong, config.walked_alpha_weak)
     check_alphas(*alphas)
     beta, t, data = config.beta, config.t, walk.inputs.data
-    crf, crf_scale = crf_settings(config), config.crf_scale
     soft = out / "soft" if config.label_pooling == "mean" else None
 
     def work(image_id: str) -> None:
         tags, maps = walk.walks(image_id, alphas, beta, t)
         save_scores(out / "walked" / f"{image_id}.npz", [0, *tags] * 2, maps.flatten(0, 1))
 
-    each_image(work, data.with_tags(missing(ids, out / "walked", "npz")), "random walk")
-    job = partial(write_trusted, data, out / "walked", out, soft, None, crf, crf_scale)
+    todo = data.with_tags(missing(ids, out / "walked", "npz"))
+    walk.inputs.store(todo)
+    each_image(work, todo, "random walk")
+    job = partial(write_trusted, data, out / "walked", out, soft, None, crf_settings(config))
     map_images(job, data.with_tags(missing(ids, out, "png")))

@@ -27,7 +27,6 @@ def write_segmentation_labels(
     out: Path,
     alpha: float | None = None,
     crf: CRFSettings | None = None,
-    crf_scale: float = 1.0,
 ) -> None:
     """Write a palette PNG of labels for each tagged image that has none yet, over a process pool.
 
@@ -39,12 +38,11 @@ def write_segmentation_labels(
         alpha: exponent of the background map (Eq. 2) for scores that hold CAMs alone; None for
             scores whose first map is the background.
         crf: settings of the dCRF, or None for none.
-        crf_scale: factor on the image's size at which the dCRF runs.
 
     Raises:
         InputError: scores without a background map and no ``alpha``, or with one and ``alpha``.
     """
-    job = partial(_write_segmentation, data, Path(scores), Path(out), alpha, crf, crf_scale)
+    job = partial(_write_segmentation, data, Path(scores), Path(out), alpha, crf)
     map_images(job, data.with_tags(missing(ids, out, "png")))
 
 
@@ -60,19 +58,19 @@ def crf_settings(config: Any, prefix: str = "crf") -> CRFSettings:
         bilateral_sxy=getattr(config, f"{prefix}_sxy"),
         bilateral_compat=getattr(config, f"{prefix}_compat"),
         iterations=config.crf_iterations,
+        scale=config.crf_scale,
     )
 
 
-def pixels(data: VOCData, image_id: str, scale: float = 1.0) -> np.ndarray:
-    """The photograph as (H, W, 3) uint8, its sides times ``scale``."""
-    image = data.image(image_id)
-    if scale != 1:
-        size = [max(round(side * scale), 1) for side in image.size]
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.array(image)
+def pixels(photograph: Image.Image, crf: CRFSettings | None) -> np.ndarray:
+    """A photograph as the dCRF looks at it, (H, W, 3) uint8, its sides times the dCRF's scale."""
+    if crf is not None and crf.scale != 1:
+        size = [max(round(side * crf.scale), 1) for side in photograph.size]
+        photograph = photograph.resize(size, Image.Resampling.BILINEAR)
+    return np.array(photograph)
 
 
-def _write_segmentation(data, scores, out, alpha, crf, crf_scale, image_id) -> None:
+def _write_segmentation(data, scores, out, alpha, crf, image_id) -> None:
     tags, maps = load_scores(scores / f"{image_id}.npz")
     maps = torch.from_numpy(maps)
     if (alpha is None) != (0 in tags):
@@ -84,7 +82,6 @@ def _write_segmentation(data, scores, out, alpha, crf, crf_scale, image_id) -> N
         tags = tags[1:]
     else:
         maps = with_background(maps, alpha)
-    image = pixels(data, image_id, crf_scale)
-    labels = synthesize_labels(image, maps, tags, crf)
+    labels = synthesize_labels(pixels(data.image(image_id), crf), maps, tags, crf)
     labels = enlarge(labels, data.image_size(image_id)[::-1])
     data.write_labels(out / f"{image_id}.png", labels)

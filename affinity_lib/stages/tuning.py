@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from affinity_lib.affinity_labels import confidences, refined, trusted
 from affinity_lib.cam import resize, to_labels
@@ -22,6 +21,7 @@ from affinity_lib.crf import CRFSettings
 from affinity_lib.data.files import load_scores
 from affinity_lib.data.voc import VOCData
 from affinity_lib.evaluation import VOID, confusion, iou
+from affinity_lib.segmentation_labels import enlarge
 from affinity_lib.stages.segmentation_labels import pixels
 from affinity_lib.stages.walk import Walk
 from affinity_lib.training.parallel import each_image, map_images
@@ -50,7 +50,6 @@ def try_affinity_labels(
     ids: Sequence[str],
     cams: Path,
     crf: CRFSettings,
-    crf_scale: float = 1.0,
     alphas: Sequence[float] = ALPHAS,
 ) -> list[Trusted]:
     """The trusted areas of some images with each pair of exponents (section 3.2.1).
@@ -59,11 +58,10 @@ def try_affinity_labels(
         data: the data set.
         ids: images with a mask.
         cams: folder of ``ID.npz`` score files.
-        crf: of the affinity labels.
-        crf_scale: factor on the image's size at which the dCRF runs, and the masks are read.
+        crf: of the affinity labels; masks are read at its scale.
         alphas: the exponents, rising.
     """
-    job = partial(_trusted_pixels, data, Path(cams), crf, crf_scale, alphas)
+    job = partial(_trusted_pixels, data, Path(cams), crf, alphas)
     right, kept, count = sum(map_images(job, ids, what="affinity labels"))
     pairs = [(i, j) for i, j in product(range(len(alphas)), repeat=2) if i < j]
     return [
@@ -93,7 +91,7 @@ def try_walks(
         alphas: A exponents of Eq. 2.
         betas: B exponents of Eq. 11.
         steps: S numbers of steps.
-        every: only every so many rows and columns of a mask are looked at.
+        every: of so many rows and columns of a mask the middle ones are looked at.
 
     Returns:
         (A, B, S) mIoU in percent.
@@ -101,7 +99,8 @@ def try_walks(
     data = walk.inputs.data
 
     def work(image_id: str) -> np.ndarray:
-        truth = data.mask(image_id)[::every, ::every]
+        mask = data.mask(image_id)
+        truth = enlarge(mask, tuple(-(-side // every) for side in mask.shape))
         affinity, found = walk.affinity(image_id), []
         for beta, t in product(betas, steps):
             tags, walks = walk.walks(image_id, alphas, beta, t, affinity)
@@ -119,7 +118,6 @@ def try_crfs(
     ids: Sequence[str],
     maps: dict[float, dict[str, np.ndarray]],
     settings: Sequence[CRFSettings],
-    crf_scale: float = 1.0,
 ) -> np.ndarray:
     """The mIoU of some images after each of some dCRFs (section 3.4).
 
@@ -127,21 +125,20 @@ def try_crfs(
         data: the data set.
         ids: images with a mask.
         maps: exponent of Eq. 2 -> image id -> scores (1 + K, h, w), background first.
-        settings: C dCRFs.
-        crf_scale: factor on the image's size at which they run, and the masks are read.
+        settings: C dCRFs of one scale, at which masks are read.
 
     Returns:
         (C, number of exponents) mIoU in percent.
     """
     jobs = [(image_id, [of[image_id] for of in maps.values()]) for image_id in ids]
-    job = partial(_confusions, data, settings, crf_scale)
+    job = partial(_confusions, data, settings)
     return _mious(sum(map_images(job, jobs, what="dCRFs")))
 
 
-def _trusted_pixels(data, cams, crf, crf_scale, alphas, image_id) -> np.ndarray:
+def _trusted_pixels(data, cams, crf, alphas, image_id) -> np.ndarray:
     """Pixels that are right, trusted, and all, for each pair of exponents, (3, A, A)."""
     tags, maps = load_scores(cams / f"{image_id}.npz")
-    image, truth = _at(data, image_id, crf_scale)
+    image, truth = _seen(data, image_id, crf)
     scores = confidences(image, torch.from_numpy(maps), alphas, crf)
     counts, known = np.zeros((3, len(alphas), len(alphas)), dtype=np.int64), truth != VOID
     for i, j in product(range(len(alphas)), repeat=2):
@@ -152,10 +149,10 @@ def _trusted_pixels(data, cams, crf, crf_scale, alphas, image_id) -> np.ndarray:
     return counts
 
 
-def _confusions(data, settings, crf_scale, job) -> np.ndarray:
+def _confusions(data, settings, job) -> np.ndarray:
     """A confusion matrix for each dCRF and each of some maps of an image, (C, A, L, L)."""
     image_id, maps = job
-    image, truth = _at(data, image_id, crf_scale)
+    image, truth = _seen(data, image_id, settings[0])
     tags, scores = data.tags(image_id), [torch.from_numpy(one) for one in maps]
     labels = [[to_labels(one, tags) for one in refined(image, scores, each)] for each in settings]
     return np.array(
@@ -169,8 +166,7 @@ def _mious(matrices: np.ndarray) -> np.ndarray:
     return np.array([np.nanmean(iou(each)) for each in flat]).reshape(matrices.shape[:-2])
 
 
-def _at(data: VOCData, image_id: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Photograph and mask of an image, their sides times ``scale``."""
-    image, truth = pixels(data, image_id, scale), data.mask(image_id)
-    size = (image.shape[1], image.shape[0])
-    return image, np.array(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
+def _seen(data: VOCData, image_id: str, crf: CRFSettings | None) -> tuple[np.ndarray, np.ndarray]:
+    """Photograph and mask of an image as the dCRF looks at it."""
+    image = pixels(data.image(image_id), crf)
+    return image, enlarge(data.mask(image_id), image.shape[:2])

@@ -119,12 +119,14 @@ class Walk:
 
     def write(self, ids: Sequence[str], out: Path, beta: float, t: int) -> None:
         """Write the walked maps of each image that has none yet, as ``ID.npz`` score files."""
+        todo = missing(ids, out, "npz")
+        self.inputs.store(todo)
 
         def work(image_id: str) -> None:
             tags, walked = self.walked(image_id, beta, t)
             save_scores(out / f"{image_id}.npz", [0, *tags], walked)
 
-        each_image(work, missing(ids, out, "npz"), "random walk")
+        each_image(work, todo, "random walk")
 
 
 def last_network(config: Any) -> str:
@@ -183,6 +185,7 @@ def mean_affinities(
     Returns:
         Kind of pair -> mean affinity, NaN where there is no such pair.
     """
+    inputs.store(ids)
 
     def work(image_id: str) -> Tensor:
         affinity = affinity_of(net, inputs, image_id, offsets, distance)[None].cpu()

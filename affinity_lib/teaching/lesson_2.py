@@ -212,7 +212,8 @@ TRUST = Exercise(
         "Two masks: `truth != 255` is known, `labels != 255` is trusted.",
         "Coverage is the mean of trusted where known; accuracy is the mean of right where both.",
     ],
-    "Coverage and accuracy pull against each other, and AffinityNet bears gaps better than lies.",
+    "Coverage and accuracy pull against each other. Which of them AffinityNet needs more, lesson 7 has "
+    "measured.",
     _trust,
 )
 

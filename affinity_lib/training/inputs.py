@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affinity_lib.backbones.base import freeze
-from affinity_lib.data.files import load_tensors, missing, save_tensors
+from affinity_lib.data.files import load_tensors, save_tensors
 from affinity_lib.data.voc import VOCData
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
@@ -90,10 +90,7 @@ class Inputs:
         )
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Height and width of the image as a network takes it, before it is padded.
-
-        Reads no more than the image's header.
-        """
+        """Height and width of the image as a network takes it, before it is padded."""
         width, height = scaled_size(self.data.image_size(image_id), self.long_side)
         return height, width
 
@@ -105,7 +102,7 @@ class Inputs:
 
     def store(self, ids: Sequence[str]) -> None:
         """Compute and store the levels of the images that have none yet (frozen backbone only)."""
-        todo = missing(ids, self.folder, "safetensors") if self.stored else []
+        todo = [image_id for image_id in ids if self.stored and not self._path(image_id).exists()]
         if not todo:
             return
         backbone = for_inference(self.backbone)
@@ -181,7 +178,9 @@ class Inputs:
         return _ImageSamples(self, ids, labels, pool, transform)
 
     def _path(self, image_id: str) -> Path:
-        return self.folder / f"{image_id}.safetensors"
+        """Where the levels of this photograph lie; one that takes its place has other bytes."""
+        size = self.data.image_path(image_id).stat().st_size
+        return self.folder / f"{image_id}.{size}.safetensors"
 
 
 def forward(model: nn.Module, seen: Tensor | list[Tensor]) -> Tensor:

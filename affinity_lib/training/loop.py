@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,8 @@ def fit(
 
     The order of the images, their augmentation and dropout depend on the seed, the epoch and the
     image alone, whatever the number of workers. So on a CPU a training that was stopped and started again ends with the
-    same weights, bit for bit, if it computes with as many threads (``SpareCores``). On a GPU
+    same weights, bit for bit, if it computes with as many threads (``SpareCores``), in the same
+    process, too: a network that has been trained into this checkpoint begins there again. On a GPU
     it sees the same batches, but some of CUDA's and cuDNN's kernels sum in any order (the gradient
     of a bilinear resize is one of them), and the weights differ as those of two runs do.
 
@@ -81,6 +83,7 @@ def fit(
     if nproc > 1:  # leave the GPU to those that train
         model.cpu()
         torch.cuda.empty_cache()
+    _begin(model, Path(checkpoint))
     state = TrainingState(model, recipe, len(samples))
     history = state.restore(checkpoint)
     if len(history) < recipe.epochs:
@@ -102,6 +105,27 @@ def fit(
     state.finish()
     model.to(device)
     return history
+
+
+_BEGUN: WeakKeyDictionary[nn.Module, dict[Path, dict[str, Tensor]]] = WeakKeyDictionary()
+"""Network -> checkpoint -> the weights with which its training began, in the order of trainings."""
+
+
+def _begin(model: nn.Module, checkpoint: Path) -> None:
+    """Bring a network that this process has trained back to where this training of it began.
+
+    In a notebook a training is stopped, or changed, and its cell run again, but not the one above
+    that builds the network. Trainings that came later begin with what comes of this one.
+    """
+    model.zero_grad()  # of a step that was stopped
+    begun = _BEGUN.setdefault(model, {})
+    if checkpoint in begun:
+        model.load_state_dict(begun[checkpoint])
+        for later in list(begun)[list(begun).index(checkpoint) + 1 :]:
+            del begun[later]
+    else:
+        weights = model.state_dict().items()
+        begun[checkpoint] = {name: value.to("cpu", copy=True) for name, value in weights}
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
@@ -212,6 +236,8 @@ def _load(
         workers = loading_workers(device, size)
     else:
         workers = -(-recipe.workers // size)
+    if START_METHOD == "spawn":  # and what a notebook defines is unknown to a new process
+        workers = 0
     shares = [
         [(epoch, k) for k in batch[rank::size] or batch[:1]]  # the first again where none is left
         for epoch in epochs

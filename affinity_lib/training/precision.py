@@ -94,7 +94,7 @@ def has_bfloat16(device: torch.device | str) -> bool:
 def autocast(device: torch.device | str, mixed_precision: bool) -> torch.autocast:
     """Context in which convolutions compute in bfloat16, if asked and if the device has it.
 
-    Weights, statistics and losses stay in float32.
+    Weights and statistics stay in float32.
 
     >>> with autocast("cpu", mixed_precision=False):
     ...     torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype
