@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from affinity_lib.cam import resize, to_labels, with_background
-from affinity_lib.crf import CRFSettings, PairwiseCRF
+from affinity_lib.crf import CRFSettings, dense_crf
 from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 
@@ -82,9 +82,8 @@ def refined(image: np.ndarray, scores: Iterable[Tensor], crf: CRFSettings | None
     Returns:
         (A, 1 + K, H, W).
     """
-    refine = PairwiseCRF(image, crf) if crf is not None else np.asarray
-    maps = [refine(resize(each, image.shape[:2]).numpy()) for each in scores]
-    return torch.from_numpy(np.stack(maps))
+    maps = torch.stack([resize(each, image.shape[:2]) for each in scores])
+    return maps if crf is None else torch.from_numpy(dense_crf(image, maps.numpy(), crf))
 
 
 def trusted(scores: Tensor, tags: Sequence[int]) -> Tensor:

@@ -47,12 +47,13 @@ def dense_crf(
 
     Args:
         image: RGB, uint8, (H, W, 3).
-        probabilities: (L, H, W), one map per label present; need not sum to one, only the
-            values between ``settings.clip`` and 1 matter.
+        probabilities: (L, H, W), one map per label present, or (A, L, H, W), several of these,
+            for which the pairwise terms are set up once; need not sum to one, only the values
+            between ``settings.clip`` and 1 matter.
         settings: default `CRFSettings()`.
 
     Returns:
-        Probabilities (L, H, W), float32, that sum to one over the labels.
+        Probabilities of the same shape, float32, that sum to one over the labels.
 
     Raises:
         InputError: a shape or a type does not fit.
@@ -61,60 +62,27 @@ def dense_crf(
     >>> dense_crf(image, np.full((2, 4, 6), 0.5)).shape
     (2, 4, 6)
     """
-    return PairwiseCRF(image, settings)(probabilities)
-
-
-class PairwiseCRF:
-    """The pairwise terms of one image, set up once and used for several unaries.
-
-    Call it like `dense_crf` without the image.
-
-    >>> crf = PairwiseCRF(np.zeros((4, 6, 3), np.uint8))
-    >>> strong, weak = (crf(np.full((2, 4, 6), value)) for value in (0.9, 0.1))
-    >>> strong.shape == weak.shape
-    True
-    """
-
-    def __init__(self, image: np.ndarray, settings: CRFSettings | None = None) -> None:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(
-                f"the dCRF needs an RGB image (H, W, 3) of uint8, got {image.dtype} {image.shape}"
-            )
-        self.settings = settings or CRFSettings()
-        self._image = np.ascontiguousarray(image)
-        self._set_up: dict[int, DenseCRF2D] = {}
-
-    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities (L, H, W) before -> after inference; see `dense_crf`."""
-        height, width = self._image.shape[:2]
-        if probabilities.ndim != 3 or probabilities.shape[1:] != (height, width):
-            raise InputError(
-                f"probabilities must be (L, {height}, {width}) like the image, got "
-                f"{probabilities.shape}; resize them first"
-            )
-        count = len(probabilities)
-        if count == 0 or not np.isfinite(probabilities).all():
-            raise InputError(
-                "probabilities must be finite maps of at least one label, got "
-                + ("none" if count == 0 else "infinite or NaN values")
-            )
-        crf = self._pairwise(count)
-        unary = -np.log(np.clip(probabilities, self.settings.clip, 1.0))
-        crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(count, -1), dtype=np.float32))
-        refined = np.array(crf.inference(self.settings.iterations), dtype=np.float32)
-        return refined.reshape(count, height, width)
-
-    def _pairwise(self, count: int) -> DenseCRF2D:
-        if count not in self._set_up:
-            height, width = self._image.shape[:2]
-            s = self.settings
-            crf = DenseCRF2D(width, height, count)
-            crf.addPairwiseGaussian(sxy=s.gaussian_sxy, compat=s.gaussian_compat)
-            crf.addPairwiseBilateral(
-                sxy=s.bilateral_sxy,
-                srgb=s.bilateral_srgb,
-                rgbim=self._image,
-                compat=s.bilateral_compat,
-            )
-            self._set_up[count] = crf
-        return self._set_up[count]
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"the dCRF needs an RGB image (H, W, 3) of uint8, got {image.dtype} {image.shape}"
+        )
+    height, width = image.shape[:2]
+    if probabilities.ndim not in (3, 4) or probabilities.shape[-2:] != (height, width):
+        raise InputError(
+            f"probabilities must be (L, {height}, {width}) like the image, got "
+            f"{probabilities.shape}; resize them first"
+        )
+    if not probabilities.size or not np.isfinite(probabilities).all():
+        raise InputError("probabilities must be finite maps of at least one label")
+    s, count = settings or CRFSettings(), probabilities.shape[-3]
+    crf, rgb = DenseCRF2D(width, height, count), np.ascontiguousarray(image)
+    crf.addPairwiseGaussian(sxy=s.gaussian_sxy, compat=s.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=s.bilateral_sxy, srgb=s.bilateral_srgb, rgbim=rgb, compat=s.bilateral_compat
+    )
+    unaries = -np.log(np.clip(probabilities, s.clip, 1.0)).reshape(-1, count, height * width)
+    refined = []
+    for unary in unaries:
+        crf.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+        refined.append(np.array(crf.inference(s.iterations), dtype=np.float32))
+    return np.reshape(refined, probabilities.shape)

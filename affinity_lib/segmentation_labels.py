@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from affinity_lib.cam import resize, to_labels
-from affinity_lib.crf import CRFSettings, PairwiseCRF
+from affinity_lib.crf import CRFSettings, dense_crf
 
 
 def synthesize_labels(
@@ -34,7 +34,7 @@ def synthesize_labels(
     """
     scores = resize(scores, image.shape[:2])
     if crf is not None:
-        scores = torch.from_numpy(PairwiseCRF(image, crf)(scores.numpy()))
+        scores = torch.from_numpy(dense_crf(image, scores.numpy(), crf))
     return to_labels(scores, tags).numpy()
 
 

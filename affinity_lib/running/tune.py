@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from affinity_lib.backbones.weights import load_network
 from affinity_lib.cam import with_background
 from affinity_lib.data.files import load_scores, save_text
 from affinity_lib.errors import InputError
+from affinity_lib.plots import markdown_table
 from affinity_lib.running.manifest import load_manifest
 from affinity_lib.running.settings import KINDS, resolve
 from affinity_lib.running.stage import Stage
@@ -82,7 +83,7 @@ def _labels(stage: Stage, ids: Sequence[str], cams: Path, show: Callable) -> dic
     rows = tuning.try_affinity_labels(stage.data, ids, cams, crf)
     rows.sort(key=lambda row: (row.coverage < LEAST_COVERAGE, -row.accuracy))
     show(f"Trusted areas that cover {LEAST_COVERAGE} percent, the most accurate first:\n")
-    show(_table(["alpha_strong", "alpha_weak", "coverage", "accuracy"], rows[:6]))
+    show(markdown_table(["alpha_strong", "alpha_weak", "coverage", "accuracy"], rows[:6]))
     return {"alpha_strong": rows[0].alpha_strong, "alpha_weak": rows[0].alpha_weak}
 
 
@@ -105,7 +106,7 @@ def _walk(
     show(f"\nmIoU after the walk, t = {t}:\n")
     heads = ["alpha", *(f"beta {value:g}" for value in betas)]
     chosen = mious[:, :, steps.index(t)]
-    show(_table(heads, ([alpha, *row] for alpha, row in zip(alphas, chosen, strict=True))))
+    show(markdown_table(heads, ([alpha, *row] for alpha, row in zip(alphas, chosen, strict=True))))
 
     affinity = {image_id: walk.affinity(image_id) for image_id in ids}
 
@@ -152,15 +153,6 @@ def _crfs(
     show(f"\nmIoU after {after} and a dCRF:\n")
     heads = ["width", "weight", *(f"alpha {alpha:g}" for alpha in alphas)]
     pairs = [(each.bilateral_sxy, each.bilateral_compat) for each in tried]
-    show(_table(heads, ([*pair, *row] for pair, row in zip(pairs, mious, strict=True))))
+    show(markdown_table(heads, ([*pair, *row] for pair, row in zip(pairs, mious, strict=True))))
     row, column = np.unravel_index(mious.argmax(), mious.shape)
     return (alphas[column], *pairs[row])
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[float]]) -> str:
-    """Right-aligned columns; numbers as short as they are."""
-    cells = [list(heads), *([f"{round(float(x), 1):g}" for x in row] for row in rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(heads))]
-    return "\n".join(
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells
-    )

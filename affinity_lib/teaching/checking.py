@@ -8,25 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from IPython.display import display
 
 from affinity_lib.errors import InputError
-from affinity_lib.teaching import (
-    lesson_0,
-    lesson_1,
-    lesson_2,
-    lesson_3,
-    lesson_4,
-    lesson_5,
-    lesson_6,
-)
 
 STRICT = "AFFINITY_CHECKS"
 """Environment variable: "strict" lets a check that fails stop the notebook."""
 
-LESSONS = (lesson_0, lesson_1, lesson_2, lesson_3, lesson_4, lesson_5, lesson_6)
+LESSONS = [import_module(f"affinity_lib.teaching.lesson_{number}") for number in range(7)]
 EXERCISES = {each.number: each for lesson in LESSONS for each in lesson.EXERCISES}
 
 _failed: Counter[str] = Counter()  # how often in a row a check has failed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from copy import copy, deepcopy
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +19,9 @@ def for_inference(net: nn.Module, mixed_precision: bool = False) -> nn.Module:
     """A copy of a network in ``eval`` mode that cannot be trained, and is faster.
 
     Weights lie in channels_last order and batch norm is folded into the convolution before it. On
-    a CPU a dilated depthwise convolution runs as a plain one on every d-th row and column, and a
-    ReLU in the same pass as its convolution; on a GPU torch computes depthwise convolutions, not
-    cuDNN. A network whose modules do not run in the order in which they are listed is only laid
-    out anew, with a warning.
+    a CPU a dilated depthwise convolution runs as a plain one on every d-th row and column; on a GPU
+    torch computes depthwise convolutions, not cuDNN. A network whose modules do not run in the
+    order in which they are listed is only laid out anew, with a warning.
 
     Args:
         net: takes images (B, 3, H, W); stays as it is.
@@ -38,10 +36,8 @@ def for_inference(net: nn.Module, mixed_precision: bool = False) -> nn.Module:
     device = next(net.parameters()).device
     # on the CPU, where both are compared in full precision: a GPU rounds to TF32
     plain = deepcopy(net).cpu().eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    joining = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    tries = (_changed(plain, device, join) for join in ((True, False) if joining else (False,)))
-    fast = next((changed for changed in tries if _agree(plain, changed)), None)
-    if fast is None:
+    fast = _changed(plain, device)
+    if not _agree(plain, fast):
         warnings.warn(
             f"{type(net).__name__} runs as it is, and slower than it could: its modules are not "
             "called in the order in which they are listed, so none of them can be joined",
@@ -55,15 +51,13 @@ def for_inference(net: nn.Module, mixed_precision: bool = False) -> nn.Module:
     return fast.to(device)
 
 
-def _changed(net: nn.Module, device: torch.device, join: bool) -> nn.Module:
+def _changed(net: nn.Module, device: torch.device) -> nn.Module:
     """A copy in which what follows each other in a list of modules is one."""
     net = deepcopy(net)
     for module in list(net.modules()):
         _fold_batch_norm(module)
         if device.type == "cpu":
             _divide_dilated(module)
-        if join:  # not so in a ResNet, whose blocks add before they end in an activation
-            _join_activations(module)
     return net
 
 
@@ -92,21 +86,6 @@ class _Divided(nn.Module):
         x = x.reshape(d, d, batch, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
         x = x.reshape(batch, rows * d, columns * d, -1)[:, :height, :width]
         return x.permute(0, 3, 1, 2)
-
-
-class _Joined(nn.Module):
-    """A convolution and the ReLU after it in one pass of oneDNN, as torch.compile joins them."""
-
-    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.shape = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
-        self.activation = ["relu", []] if type(activation) is nn.ReLU else ["hardtanh", [0.0, 6.0]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.shape, *self.activation, ""
-        )
 
 
 class _WithoutCuDNN(nn.Module):
@@ -150,18 +129,6 @@ def _leave_cudnn(net: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
                 setattr(module, name, _WithoutCuDNN(child))
-
-
-def _join_activations(module: nn.Module) -> None:
-    children = [pair for pair in module.named_children() if type(pair[1]) is not nn.Identity]
-    for (name, child), (next_name, activation) in pairwise(children):
-        if type(activation) not in (nn.ReLU, nn.ReLU6):
-            continue
-        owner, name = (child, "conv") if isinstance(child, _Divided) else (module, name)
-        conv = getattr(owner, name)
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
-            setattr(owner, name, _Joined(conv, activation))
-            setattr(module, next_name, nn.Identity())
 
 
 def _round_weights(net: nn.Module) -> None:

@@ -6,11 +6,9 @@ import math
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from threading import current_thread
@@ -69,9 +67,25 @@ def map_images(
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers must be >= 1, got {workers}")
-    jobs = list(jobs)
+    jobs, results, start = list(jobs), [], time.perf_counter()
     with Progress(desc=what, total=len(jobs)) as progress:
-        return _map(function, jobs, workers, progress.update)
+        for number, job in enumerate(jobs):
+            seconds = time.perf_counter() - start
+            # begin here: a pool that starts for less work than it takes to start would be slower
+            if workers > 1 and number and seconds / number * (len(jobs) - number) > _START_UP:
+                break
+            results.append(function(job))
+            progress.update()
+        if left := jobs[len(results) :]:
+            how = get_context(START_METHOD), _use_one_thread
+            pool = ProcessPoolExecutor(min(workers, len(left)), *how)
+            try:
+                for result in pool.map(function, left):
+                    results.append(result)
+                    progress.update()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    return results
 
 
 def each_image(
@@ -170,37 +184,6 @@ class SpareCores:
     def _look(self) -> None:
         self._since = time.perf_counter()
         self._waited, self._idle = _waiting_and_idle()
-
-
-def _map(
-    function: Callable[[Any], Any], jobs: list[Any], workers: int, done: Callable[[], Any]
-) -> list[Any]:
-    results = []
-
-    def collect(result: Any) -> None:
-        results.append(result)
-        done()
-
-    start = time.perf_counter()
-    for number, job in enumerate(jobs):
-        seconds = time.perf_counter() - start
-        # begin here: a pool that starts for less work than it takes to start would be slower
-        if workers > 1 and number and seconds / number * (len(jobs) - number) > _START_UP:
-            break
-        collect(function(job))
-    remaining = iter(jobs[len(results) :])
-    workers = min(workers, len(jobs) - len(results))
-    if workers == 0:
-        return results
-    pool = ProcessPoolExecutor(workers, get_context(START_METHOD), _use_one_thread)
-    try:
-        waiting = deque(pool.submit(function, job) for job in islice(remaining, 16 * workers))
-        while waiting:
-            collect(waiting.popleft().result())
-            waiting.extend(pool.submit(function, job) for job in islice(remaining, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
 
 
 def _waiting_and_idle() -> tuple[float, float]:

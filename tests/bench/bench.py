@@ -27,7 +27,7 @@ from affinity_lib.affinity import affinities, affinity_loss, half_plane_offsets,
 from affinity_lib.affinitynet import AffinityNet
 from affinity_lib.backbones import build_backbone
 from affinity_lib.cam import CAMNet, normalize, resize, to_labels
-from affinity_lib.crf import CRFSettings, PairwiseCRF, dense_crf
+from affinity_lib.crf import CRFSettings, dense_crf
 from affinity_lib.data.files import save_json, save_scores
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.toy import make_toy
@@ -156,7 +156,7 @@ def bench_crf(quick: bool = False) -> list[Row]:
     pool = measure(lambda: map_images(refine, range(count), cores), repeat=1)
     alone = measure(lambda: map_images(refine, range(count), 1), repeat=1)
     image, unaries = _scene(height, width, 0)
-    shared = measure(lambda: list(map(PairwiseCRF(image), unaries)), repeat=3)
+    shared = measure(lambda: dense_crf(image, unaries), repeat=3)
     twice = measure(lambda: [dense_crf(image, unary) for unary in unaries], repeat=3)
     return [
         Row(
@@ -295,18 +295,18 @@ def with_gradient(loss: Callable, features: Tensor, *rest: Tensor) -> tuple[Tens
     return value.detach(), torch.autograd.grad(value, features)[0]
 
 
-def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _scene(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A noisy picture of rectangles and two unaries of three labels for it."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 200, (height // 50 + 1, width // 50 + 1, 3))
     image = np.kron(blocks, np.ones((50, 50, 1)))[:height, :width]
     image = (image + random.integers(0, 50, image.shape)).astype(np.uint8)
-    return image, [random.random((3, height, width), dtype=np.float32) for _ in range(2)]
+    return image, random.random((2, 3, height, width), dtype=np.float32)
 
 
 def _refine_twice(height: int, width: int, seed: int) -> float:
     image, unaries = _scene(height, width, seed)
-    return float(sum(refined.mean() for refined in map(PairwiseCRF(image), unaries)))
+    return float(dense_crf(image, unaries).mean())
 
 
 def _dense_cost(affinity: Tensor, offsets: Tensor, share: int = 1) -> Measurement:

@@ -27,7 +27,7 @@ from torch.utils.benchmark import Timer
 
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.cam import classification_loss, resize
-from affinity_lib.crf import CRFSettings, PairwiseCRF
+from affinity_lib.crf import dense_crf
 from affinity_lib.data.files import load_json, save_scores
 from affinity_lib.data.paths import find_root
 from affinity_lib.data.voc import VOC_CLASSES, write_labels
@@ -167,15 +167,15 @@ def measure() -> dict[str, float]:
     labels = Image.new("L", (WIDTH, HEIGHT))
     for k in range(4):
         ImageDraw.Draw(labels).ellipse((90 * k, 60 * k, 90 * k + 150, 60 * k + 120), fill=k)
-    crf, unary = PairwiseCRF(photo, CRFSettings()), resize(scores, (HEIGHT, WIDTH)).numpy()
+    refine = partial(dense_crf, photo, resize(scores, (HEIGHT, WIDTH)).numpy())
     with tempfile.TemporaryDirectory() as folder:
         save_scores(Path(folder, "a.npz"), range(len(scores)), scores)
-        save_scores(Path(folder, "soft.npz"), range(1 + TAGS), crf(unary), compress=True)
+        save_scores(Path(folder, "soft.npz"), range(1 + TAGS), refine(), compress=True)
         write_labels(Path(folder, "a.png"), np.array(labels))
         names = ("a.npz", "soft.npz", "a.png")
         npz, soft, png = (Path(folder, name).stat().st_size for name in names)
     return {
-        "crf_seconds": _seconds(partial(crf, unary)),
+        "crf_seconds": _seconds(refine),
         "walk_seconds": _seconds(partial(random_walk, scores, affinity, offsets)),
         "map_bytes": npz / len(scores),
         "soft_bytes": 2 * soft,
