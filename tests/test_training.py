@@ -131,6 +131,19 @@ def test_a_training_that_is_made_anew_begins_with_the_networks_first_weights(tmp
     assert same_state(state_of(of(net, "one", "two")), state_of(again))
 
 
+def test_a_training_that_is_made_anew_begins_with_weights_that_were_loaded_meanwhile(tmp_path):
+    path, other = tmp_path / "checkpoint.pt", Net(norm=True)
+    with torch.no_grad():
+        other.head.weight.mul_(-1)
+    net = Net()
+    fit(net, Still(6), loss, RECIPE, path)
+    path.unlink()
+    net.load_state_dict(other.state_dict())
+    fit(net, Still(6), loss, RECIPE, path)
+    fit(other, Still(6), loss, RECIPE, tmp_path / "other.pt")
+    assert same_state(state_of(net), state_of(other))
+
+
 def test_only_what_was_lost_is_done_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(Net(), Noisy(), stopping_at(11), RECIPE, tmp_path / "checkpoint.pt")

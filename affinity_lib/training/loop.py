@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -83,42 +83,49 @@ def fit(
     if nproc > 1:  # leave the GPU to those that train
         model.cpu()
         torch.cuda.empty_cache()
-    _begin(model, Path(checkpoint))
-    state = TrainingState(model, recipe, len(samples))
-    history = state.restore(checkpoint)
-    if len(history) < recipe.epochs:
-        every = report_every or max(recipe.epochs // 5, 1)
-        images, done = recipe.epochs * len(samples), len(history) * len(samples)
-        with Progress(desc="training", total=images, initial=done) as progress:
+    with _from_its_beginning(model, Path(checkpoint)):
+        state = TrainingState(model, recipe, len(samples))
+        history = state.restore(checkpoint)
+        if len(history) < recipe.epochs:
+            every = report_every or max(recipe.epochs // 5, 1)
+            images, done = recipe.epochs * len(samples), len(history) * len(samples)
+            with Progress(desc="training", total=images, initial=done) as progress:
 
-            def report(images: int, line: str = "") -> None:
-                progress.update(images)
-                if line:
-                    print_above(line)
+                def report(images: int, line: str = "") -> None:
+                    progress.update(images)
+                    if line:
+                        print_above(line)
 
-            if nproc > 1:
-                job = (model, samples, loss, recipe, checkpoint, device.type, every)
-                launch(nproc, device.type, _train_together, job, report)
-                history = state.restore(checkpoint)
-            else:
-                _train(state, history, samples, loss, checkpoint, device, every, report)
-    state.finish()
-    model.to(device)
+                if nproc > 1:
+                    job = (model, samples, loss, recipe, checkpoint, device.type, every)
+                    launch(nproc, device.type, _train_together, job, report)
+                    history = state.restore(checkpoint)
+                else:
+                    _train(state, history, samples, loss, checkpoint, device, every, report)
+        state.finish()
+        model.to(device)
     return history
 
 
 _BEGUN: WeakKeyDictionary[nn.Module, dict[Path, dict[str, Tensor]]] = WeakKeyDictionary()
 """Network -> checkpoint -> the weights with which its training began, in the order of trainings."""
 
+_LEFT: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Network -> how often its weights had been changed when its last training left it."""
 
-def _begin(model: nn.Module, checkpoint: Path) -> None:
+
+@contextmanager
+def _from_its_beginning(model: nn.Module, checkpoint: Path) -> Iterator[None]:
     """Bring a network that this process has trained back to where this training of it began.
 
     In a notebook a training is stopped, or changed, and its cell run again, but not the one above
-    that builds the network. Trainings that came later begin with what comes of this one.
+    that builds the network. Trainings that came later begin with what comes of this one. Whoever
+    has loaded other weights meanwhile begins with those.
     """
     model.zero_grad()  # of a step that was stopped
     begun = _BEGUN.setdefault(model, {})
+    if _LEFT.get(model) != _changes(model):
+        begun.clear()
     if checkpoint in begun:
         model.load_state_dict(begun[checkpoint])
         for later in list(begun)[list(begun).index(checkpoint) + 1 :]:
@@ -126,6 +133,14 @@ def _begin(model: nn.Module, checkpoint: Path) -> None:
     else:
         weights = model.state_dict().items()
         begun[checkpoint] = {name: value.to("cpu", copy=True) for name, value in weights}
+    try:
+        yield
+    finally:
+        _LEFT[model] = _changes(model)
+
+
+def _changes(model: nn.Module) -> int:
+    return sum(parameter._version for parameter in model.parameters())
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
