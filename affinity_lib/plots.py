@@ -387,7 +387,8 @@ def _find_letters(text: str) -> None:
 
 @cache
 def _fallback(text: str) -> str | None:
-    """File of the installed font with most of the letters that Matplotlib's own lacks, if any has.
+    """File of the installed font with most of the letters that Matplotlib's own lacks, if any has
+    some; of several that with most of the others, too.
 
     Class names may be Chinese or Hindi, and Matplotlib brings no font for these.
     """
@@ -395,7 +396,11 @@ def _fallback(text: str) -> str | None:
     if not missing:
         return None
     files = sorted(font_manager.findSystemFonts(), key=lambda file: "Regular" not in file)
-    best = min(files, key=lambda file: len(_lacked(file, missing)), default="")
+
+    def lacks(file: str) -> tuple[int, int]:
+        return len(_lacked(file, missing)), len(_lacked(file, set(text)))
+
+    best = min(files, key=lacks, default="")
     return best if _lacked(best, missing) < missing else None
 
 

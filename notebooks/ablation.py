@@ -209,7 +209,7 @@ class Case:
         self.ids = self.data.with_tags(self.data.ids(self.config.train_split))
         judged = self.data.with_masks(self.data.with_tags(self.data.ids("train")))
         if len(judged) < 3:  # one to choose beta on, two to choose alpha for each other
-            raise InputError("rows are compared by masks: give three training images or more one")
+            raise InputError("rows are compared by masks: give at least three training images one")
         self.few = judged[::8]  # to choose beta on
         self.rest = sorted({*judged} - {*self.few})  # to measure on
         self.truth = cache_of(self.data.mask)

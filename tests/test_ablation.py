@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from affinity_lib.cam import resize, to_labels
 from affinity_lib.data.paths import find_root
+from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID, image_miou
+from affinity_lib.running.plan import make_plan
 from affinity_lib.stages.cams import cam_labels
 from affinity_lib.stages.evaluation import evaluate
 from affinity_lib.stages.segmentation_labels import crf_settings, write_segmentation_labels
@@ -54,6 +56,16 @@ def results(home) -> dict:
     """When each row and table was written; the notebooks' file counts all that they ever took."""
     files = (path for path in home.rglob("result.json") if path.parent.name != "notebooks")
     return {path: path.stat().st_mtime_ns for path in sorted(files)}
+
+
+def test_images_without_masks_are_refused_and_cells_that_a_backbone_lacks_left_out(
+    case, monkeypatch
+):
+    monkeypatch.setattr(ablation.VOCData, "with_masks", lambda data, ids: list(ids)[:2])
+    with pytest.raises(InputError, match="compared by masks: give at least three"):
+        case("AffinityNet")
+    toy, voc12 = (ablation.tasks(make_plan(name), 0, 1) for name in ("toy", "voc12"))
+    assert set(toy) - set(voc12) == {"cells twice as wide"}  # ResNet38 has cells of 8 pixels alone
 
 
 def test_every_row_and_table_is_made(found):

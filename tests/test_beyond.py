@@ -15,6 +15,7 @@ import torch
 from affinity_lib.affinity import half_plane_offsets
 from affinity_lib.data.files import load_json, missing
 from affinity_lib.data.paths import find_root
+from affinity_lib.errors import InputError
 from affinity_lib.evaluation import VOID
 from affinity_lib.random_walk import random_walk
 
@@ -113,6 +114,15 @@ def test_a_networks_scores_know_no_other_label_than_the_tags():
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("lost", ["03_affinitynet/network", "06_segmentation_network/network"])
+def test_a_run_that_is_not_finished_is_refused_before_anything_is_trained(tiny_run, tmp_path, lost):
+    finished, plan = tiny_run
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / lost / "network.safetensors").unlink()
+    with pytest.raises(InputError, match=f"{lost} is missing: run all notebooks of toy first"):
+        beyond.Trial(plan.given | {"profile": "toy", "run_dir": str(run)})
 
 
 @pytest.mark.long

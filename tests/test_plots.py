@@ -59,6 +59,15 @@ def test_letters_that_the_font_lacks_come_from_an_installed_one(monkeypatch):
     assert plots._fallback("chien, собака") is None  # which need no other
 
 
+def test_of_two_fonts_with_what_is_missing_that_with_the_other_letters_is_taken(monkeypatch):
+    lacked = {"few": set("dog"), "all": set(), "own": {"猫"}}
+    monkeypatch.setattr(plots, "_lacked", lambda file, some: lacked.get(file, {"猫"}) & some)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["own", "few", "all"])
+    plots._fallback.cache_clear()
+    assert plots._fallback("猫 dog") == "all"
+    plots._fallback.cache_clear()
+
+
 def test_a_grid_has_a_panel_for_each_picture_and_leaves_gaps_empty():
     scores, labels = np.linspace(0, 1, 48).reshape(6, 8), np.ones((6, 8), np.uint8)
     figure = plots.show(

@@ -237,6 +237,17 @@ def test_a_gpu_has_its_images_loaded_by_processes_and_a_cpu_loads_them_itself(mo
     assert loop.loading_workers(torch.device("cpu")) == 0
 
 
+def test_where_processes_are_spawned_no_others_load_the_images(tmp_path, monkeypatch):
+    asked = []
+    real = loop.DataLoader
+    monkeypatch.setattr(
+        loop, "DataLoader", lambda *a, **how: asked.append(how["num_workers"]) or real(*a, **how)
+    )
+    monkeypatch.setattr(loop, "START_METHOD", "spawn")
+    trained(tmp_path, replace(RECIPE, workers=2))
+    assert set(asked) == {0}
+
+
 def test_workers_stay_for_the_whole_training(tmp_path):
     class Process(Noisy):
         def __getitem__(self, k):

