@@ -130,7 +130,8 @@ def test_a_second_round_begins_with_the_scores_of_the_first_ones_segmentation_ne
 ):
     run, plan = tiny_run
     file = run / "06_segmentation_network" / "network" / "network.safetensors"
-    plan = plan.with_settings({"cam_network": str(file), "cam_scales": [1], "cam_flip": False})
+    changed = {"cam_network": str(file), "cam_scales": [1], "cam_flip": False}
+    plan = plan.with_settings({**changed, "mixed_precision": False})
     other = runner.execute(plan, tmp_path / "run")
     assert {*json.loads((other / "results.json").read_text())["table1"]} >= {"cam", "rw", "rw_crf"}
     made = load_tensors(other / "01_class_activation_maps" / "network" / "network.safetensors")[0]
@@ -142,4 +143,4 @@ def test_a_second_round_begins_with_the_scores_of_the_first_ones_segmentation_ne
         with torch.inference_mode():
             p = net(inputs.image(path.stem)[None])[0].softmax(dim=0)
         expected = normalize(p[1:] / (p[:1] + p[1:]), tags)
-        torch.testing.assert_close(torch.from_numpy(cams), expected, atol=2e-3, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(cams), expected, atol=1e-3, rtol=0)
