@@ -15,10 +15,11 @@ SITE := .site/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
+LOWEST = OMP_NUM_THREADS=1 .lowest/bin/python -m pytest
 SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run chapter exercises test long lab bench gpu ablation beyond notebooks slides site lint
+.PHONY: help run chapter exercises test long lowest lab bench gpu ablation beyond notebooks slides site lint
 
 help:  ## list the targets
 	@echo 'Targets, with PROFILE=$(PROFILE):'
@@ -44,6 +45,14 @@ long: $(READY)  ## run what takes minutes: every notebook as it is, kills, Snake
 	@$(SPREAD) -m long tests $(ARGS)
 	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 900 notebooks/[0-9]*.ipynb $(ARGS)
 	@$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout 20 notebooks/solutions $(ARGS)
+
+lowest: $(READY)  ## run the tests and lessons 0 to 2 at the lowest versions that pyproject.toml allows
+	@$(BIN)/python -m venv --clear .lowest
+	@.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct -e '.[test]'
+	@$(LOWEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not long' tests $(ARGS)
+	@.lowest/bin/python tests/tiny.py runs/lowest
+	@$(LOWEST) --nbval-lax --nbval-cell-timeout 900 runs/lowest/0[0-2]*.ipynb
 
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@$(BIN)/jupyter lab --allow-root notebooks

@@ -213,7 +213,7 @@ def _exercises(options: argparse.Namespace) -> None:
 
     folder = find_root() / "notebooks"
     for kept in write_exercises(folder):
-        print(f"Your answers are kept in {kept.relative_to(folder.parent)}")
+        print(f"What was written there is kept in {kept.relative_to(folder.parent)}")
     print(f"The exercises are in {(folder / 'exercises').relative_to(folder.parent)}, all open")
 
 

@@ -25,7 +25,11 @@ from affinity_lib.evaluation import VOID
 SCORES = "cividis"  # readable with any colour vision and in grey
 NEUTRAL = (0.80, 0.80, 0.80)
 PAIRS = ListedColormap(["#d9d9d9", "#999999", "#0072b2", "#e69f00"])  # of no class in grey
-OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+CLASSES = (
+    "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",  # Okabe and Ito's
+    "#0000ff", "#99ffaa", "#662200", "#3322aa", "#6677ff", "#552255", "#77ffff",
+    "#55bb66", "#99ddbb", "#ccee77", "#662233", "#551177", "#886633",
+)  # fmt: skip
 PAIR_NAMES = ("left out", "background pair", "foreground pair", "negative pair")
 _READABLE = 320  # pixels that a picture needs to be written in
 plt.rcParams.update({"figure.dpi": 80, "savefig.dpi": 80, "font.size": 10})
@@ -97,13 +101,13 @@ def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.65) -> np
 def class_colors(count: int) -> np.ndarray:
     """Colours of background and classes 1..count that stay apart for colour-blind eyes.
 
-    Okabe and Ito's seven, then their tints and shades; beyond 21 they repeat.
+    Okabe and Ito's seven, then one after the other what is furthest from those before it, to
+    usual, deuteranopic and protanopic eyes; beyond 20 they repeat.
 
     Returns:
         (1 + count, 3) uint8; the background is grey.
     """
-    plain = np.array([to_rgb(color) for color in OKABE_ITO]) * 255
-    table = np.concatenate([plain, 0.45 * plain + 0.55 * 255, 0.55 * plain])
+    table = np.array([to_rgb(color) for color in CLASSES]) * 255
     table = np.tile(table, (count // len(table) + 1, 1))[:count]
     return np.round(np.concatenate([[[110, 110, 110]], table])).astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -99,6 +100,12 @@ def loss(mean=lambda v: v.sum() / max(len(v), 1), weight=2, negative=lambda w: 1
 def gradient(function, W):
     W = W.clone().requires_grad_()
     return torch.autograd.grad(function(W), W)[0]
+
+
+def pull_of_the_given(function, W, mask):
+    W.requires_grad_()
+    function(W).backward()
+    return W.grad.abs()[mask].sum() / W.grad.abs().sum()
 
 
 def walk(steps=lambda t: t, power=torch.linalg.matrix_power, transpose=True):
@@ -200,6 +207,7 @@ WRONG = {
             "strongest place",
         ),
         (lambda e, tags: relu(e) / relu(e).amax((1, 2), keepdim=True), "a map for each tag"),
+        (lambda e, tags: EXERCISES["1.2"].reference(e, sorted(tags)), "in the order of the tags"),
     ],
     "1.3": [
         (lambda cams, alpha: 1 - cams.amax(0), "alpha is an exponent"),
@@ -243,6 +251,8 @@ WRONG = {
             "dx may be negative",
         ),
         (lambda g: [dy for dy, _ in half_plane_offsets(g).tolist()], "a list of pairs"),
+        (lambda g: np.argwhere(np.zeros((5, 5))), "a list of pairs"),
+        (lambda g: half_plane_offsets(g).tolist() + [(0, 1)], "yours has (0, 1) twice"),
     ],
     "2.3": [
         (lambda a, b: pairs(a, b, known=lambda v: v >= 0), "with a neutral pixel"),
@@ -319,6 +329,7 @@ WRONG = {
         (lambda f, W, mask: gradient(f, W).abs()[mask].sum(), "not divided"),
         (lambda f, W, mask: gradient(f, W).abs() / len(W), "one number"),
         (lambda f, W, mask: -gradient(f, W).abs()[mask].mean(), "between 0 and 1"),
+        (pull_of_the_given, "work on a copy of W"),
     ],
     "4.1": [
         (lambda W, beta: W / W.sum(1, keepdim=True), "raised to the power"),
@@ -363,6 +374,7 @@ WRONG = {
         (lambda scores, tags: torch.tensor(tags)[scores[1:].argmax(0)], "the background competes"),
         (lambda scores, tags: torch.tensor([0, *tags])[scores.argmin(0)], "highest score wins"),
         (lambda scores, tags: torch.tensor([0, *tags])[scores.argmax(0)][0], "each pixel"),
+        (lambda scores, tags: cam.to_labels(scores, sorted(tags)), "in the order of the tags"),
     ],
     "5.2": [
         (
@@ -430,6 +442,7 @@ WRONG = {
         (lambda features, labels: labels, "answer for itself"),
         (lambda features, labels: torch.zeros_like(labels), "one label to every pixel"),
         (lambda features, labels: features.argmin(1), "more often than its teacher"),
+        (lambda features, labels: features.argmax(1), "whatever they say"),
         (lambda features, labels: features, "a label for each pixel"),
     ],
 }
@@ -539,13 +552,33 @@ def test_an_answer_that_is_none_is_told_in_a_sentence(answer, words, capsys):
     assert words in said(capsys)
 
 
-def test_an_answer_may_write_into_its_inputs(capsys):
+def test_an_answer_must_not_write_into_what_the_cells_below_read(capsys):
     def answer(W, beta):
         W.pow_(beta)
         return W.div_(W.sum(dim=1, keepdim=True))
 
     check("4.1", answer)
-    assert "4.1 is solved" in said(capsys)
+    assert said(capsys) == (
+        "4.1 is not right yet. Others read W, too, and it must stay as it was; yours changes it: work "
+        "on a copy of W."
+    )
+
+
+def test_an_answer_that_warns_is_right_and_silent_as_a_grader_counts_a_warning(capsys):
+    def answer(matrix):
+        print("by hand", file=sys.stderr)
+        joint = matrix.diagonal()
+        return np.nanmean(100 * joint / (matrix.sum(0) + matrix.sum(1) - joint))  # 0 / 0
+
+    for _ in range(2):
+        check("0.2", answer)
+    out, err = capsys.readouterr()
+    assert out.count("0.2 is solved") == 2 and err == ""
+
+
+def test_an_array_may_be_a_view_from_behind(capsys):
+    check("4.4", lambda t: np.array(coefficients(t)[::-1])[::-1])
+    assert "4.4 is solved" in said(capsys)
 
 
 def test_an_unknown_exercise_is_refused_by_name():

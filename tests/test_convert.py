@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -204,7 +205,7 @@ def test_rows_that_cannot_be_used_are_refused_and_leave_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_all_that_is_wrong_is_told_at_once_the_first_five_in_words(own: Path, tmp_path: Path):
+def test_all_that_is_wrong_is_told_at_once_the_first_hundred_in_words(own: Path, tmp_path: Path):
     for n in range(50):
         Image.effect_noise((40, 40), 50).save(own / f"{n}.jpg")
     whole = (own / "0.jpg").read_bytes()
@@ -216,8 +217,8 @@ def test_all_that_is_wrong_is_told_at_once_the_first_five_in_words(own: Path, tm
     first, *faults = str(error.value).splitlines()
     assert first == "5 faults:"
     assert [word for word in ("nobody", "nan", "20.jpg", "33.jpg", "/7.jpg") if word in str(faults)]
-    with pytest.raises(InputError, match="and 2 more$"):
-        convert(own, table(own, *rows, *["nobody.jpg,cat"] * 4), tmp_path / "voc")
+    with pytest.raises(InputError, match="and 3 more$"):
+        convert(own, table(own, *rows, *["nobody.jpg,cat"] * 100), tmp_path / "voc")
     assert not (tmp_path / "voc").exists()
 
 
@@ -330,6 +331,8 @@ def test_a_letter_with_an_accent_may_be_one_character_or_two(own: Path, tmp_path
 def test_every_usual_kind_of_image_becomes_an_rgb_or_grey_jpeg(
     own: Path, tmp_path: Path, suffix: str, modes: str
 ):
+    if suffix == "tif" and int(PIL.__version__.split(".")[0]) < 13:  # reads no such file of its own
+        modes = modes.replace("YCbCr ", "")
     for mode in modes.split():
         Image.new("RGB", (16, 16), "teal").convert(mode).save(own / f"{mode}.{suffix}")
     rows = (f"{mode}.{suffix},cat" for mode in modes.split())

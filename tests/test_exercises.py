@@ -156,8 +156,10 @@ def test_answers_are_kept_when_the_exercises_are_made_again(copy):
         path.write_text(answered)
         (kept,) = write_exercises(copy)
         assert path.read_bytes() == made and "return W" in kept.read_text()
+    path.write_text(answered.replace("return W", "return W\\n    ..."))  # it need not go
+    assert len(write_exercises(copy)) == 1
     names = sorted(p.name for p in path.parent.glob("*.answers*"))
-    assert names == [f"{STEMS[4]}.answers.ipynb", f"{STEMS[4]}.answers1.ipynb"]
+    assert names == [f"{STEMS[4]}.answers{k}.ipynb" for k in ("", 1, 2)]
 
 
 @pytest.mark.parametrize(

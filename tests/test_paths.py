@@ -52,6 +52,7 @@ def test_the_data_set_is_found_from_the_project_or_where_the_variable_says(
     assert data_path("data/toy") == project / "data" / "toy"
     assert data_path(str(tmp_path)) == tmp_path
     assert data_path("${VOC_ROOT}") == tmp_path / "VOC2012"
+    assert data_path("~/VOC2012") == Path.home() / "VOC2012"
     monkeypatch.delenv("VOC_ROOT")
     with pytest.raises(InputError, match="set VOC_ROOT="):
         data_path("${VOC_ROOT}")

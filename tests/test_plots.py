@@ -247,7 +247,23 @@ def test_a_legend_breaks_its_lines_and_makes_room_for_a_long_name():
     assert plots.with_legend(picture, labels * 0, ["class"]).shape[0] < 320 + 40
 
 
-def test_the_colours_of_21_classes_differ():
-    colors = plots.class_colors(21).astype(int)
-    differences = abs(colors[:, None] - colors).sum(-1) + 999 * np.eye(22, dtype=int)
-    assert differences.min() > 30 and len(plots.class_colors(100)) == 101
+def test_the_colours_of_20_classes_stay_apart_for_colour_blind_eyes():
+    # Machado, Oliveira and Fernandes 2009, in linear RGB
+    deuteranopia = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+    protanopia = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+    colors = plots.class_colors(20)[1:] / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    for eyes in (np.eye(3), deuteranopia, protanopia):
+        lab = _lab(np.clip(linear @ np.transpose(eyes), 0, 1))
+        distances = np.linalg.norm(lab[:, None] - lab, axis=-1) + 999 * np.eye(20)
+        assert distances.min() > 15  # 2 can just be seen side by side
+    assert len(plots.class_colors(100)) == 101
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    """CIELAB of linear sRGB under D65."""
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    x, y, z = np.cbrt(linear @ to_xyz.T / [0.9505, 1, 1.089]).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)

@@ -13,6 +13,7 @@ from fake_project import make_project
 
 from affinity_lib.__main__ import main
 from affinity_lib.data import voc12
+from affinity_lib.data.paths import find_root
 from affinity_lib.errors import InputError
 from affinity_lib.running import preflight, runner
 from affinity_lib.running.plan import make_plan
@@ -100,6 +101,8 @@ def test_folders_of_voc_and_sbd_are_looked_at_only_where_they_are_needed(tmp_pat
     values = {"dataset": "voc12", "data_root": str(tmp_path / "data"), "voc": "", "sbd": "/no"}
     (problem,) = problems(values)
     assert problem.startswith("/no has no SBD") and problem.endswith("with --set sbd=...")
+    (problem,) = problems(values | {"sbd": "data/no"})
+    assert problem.startswith(f"{find_root() / 'data' / 'no'} has no SBD")
     for part in voc12.SBD.parts:
         (tmp_path / "sbd" / part).mkdir(parents=True)
     assert problems(values | {"sbd": str(tmp_path / "sbd")}) == []

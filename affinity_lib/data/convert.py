@@ -60,7 +60,7 @@ def convert(
 
     Raises:
         InputError: a table that is not understood, rows or images that cannot be used (the first
-            five, and how many more), more than 254 classes, or an ``out_root`` in use.
+            hundred, and how many more), more than 254 classes, or an ``out_root`` in use.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -97,7 +97,7 @@ def convert(
                 faults.append(str(error))
         if faults:
             head = [f"{len(faults)} faults:"] if len(faults) > 1 else []
-            raise InputError("\n  ".join([*head, *shortened(faults)]))
+            raise InputError("\n  ".join([*head, *shortened(faults, 100)]))
         train = [image_id for image_id in tags if image_id not in val]
         write_lists(aside, classes, {"train": train, "val": sorted(val)})
     print(_summary(tags, len(val), table.notes))

@@ -185,9 +185,9 @@ def count_table(data: VOCData, splits: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def shortened(sentences: Sequence[object]) -> list[str]:
-    """The first five of them, and how many more there are."""
-    lines = [str(sentence) for sentence in sentences[:_SHOWN]]
+def shortened(sentences: Sequence[object], most: int = _SHOWN) -> list[str]:
+    """The first of them, and how many more there are."""
+    lines = [str(sentence) for sentence in sentences[:most]]
     more = len(sentences) - len(lines)
     return lines + [f"and {more} more"] * bool(more)
 

@@ -28,11 +28,11 @@ def find_root() -> Path:
 
 
 def data_path(data_root: str) -> Path:
-    """The folder of a data set, as a profile or papermill gives it.
+    """The folder of a data set, as a profile, the command line or papermill gives it.
 
     Args:
-        data_root: relative paths start at the project's folder; ``${VOC_ROOT}`` stands for that
-            environment variable.
+        data_root: relative paths start at the project's folder, ``~`` is yours, and
+            ``${VOC_ROOT}`` stands for that environment variable.
 
     Raises:
         InputError: ``VOC_ROOT`` is not set, or another variable is named.
@@ -40,7 +40,7 @@ def data_path(data_root: str) -> Path:
     >>> data_path("data/toy") == find_root() / "data" / "toy"
     True
     """
-    return find_root() / filled(data_root)
+    return find_root() / Path(filled(data_root)).expanduser()
 
 
 def filled(text: str) -> str:

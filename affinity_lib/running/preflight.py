@@ -158,9 +158,8 @@ def _no_data(values: Mapping[str, Any]) -> list[str]:
     found = []
     for name, archive in (("voc", voc12.VOC), ("sbd", voc12.SBD)):
         if values[name]:
-            try:  # the notebook that looks there runs in its own folder
-                folder = find_root() / "notebooks" / Path(values[name]).expanduser()
-                voc12.find_data_set(folder, archive)
+            try:
+                voc12.find_data_set(data_path(values[name]), archive)
             except InputError as error:
                 found.append(f"{error}, with --set {name}=...")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

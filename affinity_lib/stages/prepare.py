@@ -22,7 +22,8 @@ def prepare_data(config: Any) -> None:
         sizes = {"train": config.train_images, "val": config.val_images, "size": config.image_size}
         make_toy(root, **sizes, seed=config.data_seed)
     elif config.dataset == "voc12":
-        prepare_voc12(root, config.voc or None, config.sbd or None)
+        given = [data_path(folder) if folder else None for folder in (config.voc, config.sbd)]
+        prepare_voc12(root, *given)
 
 
 def check_data(data: VOCData, train: str = "train", val: str = "val") -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import io
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from types import EllipsisType, SimpleNamespace
 from typing import Any
@@ -75,12 +78,16 @@ class Exercise:
         """
         if not callable(answer):
             return None if answer is ... else "`check` wants the function itself, without a call"
-        cases = []
+        cases, changed = [], []
         for inputs in self.cases():
+            given = _copies(inputs)
             try:
-                got = answer(*_copies(inputs))
+                with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
+                    got = answer(*given)  # a grader takes a warning for an error
             except Exception as error:  # noqa: BLE001 - an answer can raise anything
                 return None if has_stub(answer) else _stopped(answer, error)
+            pairs = zip(inputs.items(), given, strict=True)
+            changed += [name for (name, value), now in pairs if not _is_as_it_was(now, value)]
             if got is None or got is ...:
                 return None if has_stub(answer) else "your function returns nothing: add a `return`"
             try:
@@ -91,8 +98,14 @@ class Exercise:
             cases.append(SimpleNamespace(**inputs, got=got, want=want))
         properties = [*self.properties, *([EQUAL] if self.reference else [])]
         faults = (each.fault(case) for each in properties for case in cases)
-        return next(filter(None, faults), "")
+        if fault := next(filter(None, faults), ""):
+            return fault
+        return CHANGED.format(changed[0]) if changed else ""
 
+
+CHANGED = (
+    "others read {0}, too, and it must stay as it was; yours changes it: work on a copy of {0}"
+)
 
 EQUAL = Property(
     "the values must be those of the library; the largest difference is {:.2g}",
@@ -132,6 +145,8 @@ def as_tensor(value: Any) -> Tensor:
     """Numbers in any wrapping as one float64 tensor; equal tensors in a tuple are stacked."""
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor | np.ndarray) for v in value):
         return torch.stack([as_tensor(each) for each in value])
+    if isinstance(value, np.ndarray):
+        value = np.ascontiguousarray(value).reshape(value.shape)  # torch knows no negative strides
     return torch.as_tensor(value).detach().double()
 
 
@@ -152,8 +167,15 @@ def has_stub(answer: Callable[..., Any]) -> bool:
 
 
 def _copies(inputs: Mapping[str, Any]) -> list[Any]:
-    """The arguments of a call, which an answer may write into."""
+    """The arguments of a call, each a copy."""
     return copy.deepcopy(list(inputs.values()))
+
+
+def _is_as_it_was(now: Any, before: Any) -> bool:
+    """Whether an argument has the values that it was given with, and no gradient."""
+    if isinstance(before, Tensor):
+        return now.requires_grad == before.requires_grad and torch.equal(now, before)
+    return not isinstance(before, np.ndarray | list) or np.array_equal(now, before)
 
 
 def _stopped(answer: Callable[..., Any], error: Exception) -> str:

@@ -13,13 +13,12 @@ from nbformat import NotebookNode
 from affinity_lib.errors import InputError
 
 _ANSWER = re.compile(r"(?ms)^([ \t]*)### BEGIN SOLUTION\n.*?\n[ \t]*### END SOLUTION$")
-_STUB = re.compile(r"(?m)^[ \t]*\.\.\.$")
 
 
 def write_exercises(folder: Path) -> list[Path]:
     """Make ``exercises/NN_name.ipynb`` of each ``solutions/NN_name.ipynb``.
 
-    A copy in which somebody has answered is kept beside the new one, as ``NN_name.answers.ipynb``.
+    A copy in which somebody has written is kept beside the new one, as ``NN_name.answers.ipynb``.
 
     Args:
         folder: of the notebooks.
@@ -34,7 +33,7 @@ def write_exercises(folder: Path) -> list[Path]:
     for solution in sorted((folder / "solutions").glob("*.ipynb")):
         target, text = folder / "exercises" / solution.name, exercise_of(solution)
         target.parent.mkdir(exist_ok=True)
-        if target.is_file() and _is_answered(target):
+        if target.is_file() and _sources(target.read_text(encoding="utf-8")) != _sources(text):
             names = (target.with_suffix(f".answers{k or ''}.ipynb") for k in count())
             kept.append(next(name for name in names if not name.exists()))
             os.replace(target, kept[-1])
@@ -68,7 +67,5 @@ def _is_for_an_answer(cell: NotebookNode) -> bool:
     return cell.metadata.get("nbgrader", {}).get("solution", False)
 
 
-def _is_answered(notebook: Path) -> bool:
-    """Whether a cell for an answer has no stub any more."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return any(_is_for_an_answer(cell) and not _STUB.search(cell.source) for cell in cells)
+def _sources(text: str) -> list[str]:
+    return [cell.source for cell in nbformat.reads(text, as_version=4).cells]

@@ -51,7 +51,7 @@ def _cams(evidence: Tensor) -> Tensor:
 CAMS = Exercise(
     "1.2",
     lambda: [
-        {"evidence": rand(4, 3, 5) * 6 - 2, "tags": [1, 3]},
+        {"evidence": rand(4, 3, 5) * 6 - 2, "tags": [3, 1]},
         {"evidence": rand(3, 4, 4, seed=2) * 9 - 4, "tags": [2]},
     ],
     [
@@ -60,6 +60,10 @@ CAMS = Exercise(
             "tag 1 is the first map, as 0 is the background; yours are the maps of the next "
             "classes: subtract 1",
             lambda c: _cams(c.evidence)[c.tags],
+        ),
+        unlike(
+            "the maps stand in the order of the tags; yours stand in that of the classes",
+            lambda c: _cams(c.evidence)[[tag - 1 for tag in sorted(c.tags)]],
         ),
         unlike(
             "each map is divided by its own maximum; yours are all divided by one: keep the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ TRUSTED = Exercise(
     [
         "Label the pixels twice with `cam.to_labels(cam.with_background(cams, alpha), tags)`.",
         "Take objects from the labels with the small alpha, and zeros from those with the large.",
-        "Start from `torch.full(shape, 255)` and write into it twice.",
+        "Start from `torch.full(shape, 255, dtype=torch.uint8)` and write into it twice.",
     ],
     "The two exponents ask one question from both sides, and only the answers that agree count.",
     _trusted,
@@ -83,8 +84,13 @@ OFFSETS = Exercise(
     [
         Property(
             "the result must be a list of pairs (dy, dx); yours has the shape {}",
-            lambda c: c.got.ndim == 2 and c.got.shape[1] == 2,
+            lambda c: c.got.ndim == 2 and c.got.shape[1] == 2 and len(c.got) > 0,
             lambda c: (tuple(c.got.shape),),
+        ),
+        Property(
+            "each pair is listed once; yours has {} twice",
+            lambda c: len(c.got) == len(_offsets(c)),
+            lambda c: (Counter(map(tuple, c.got.int().tolist())).most_common(1)[0][0],),
         ),
         Property(
             "a pixel makes no pair with itself; yours has the offset (0, 0)",

@@ -172,7 +172,7 @@ END = Exercise(
         ),
     ],
     [
-        "Let a long walk tell: `random_walk` with t = 20000. Of which mean is that the value?",
+        "Walk far: `my_walk` with `my_transition_matrix(W, 1)` and t = 1000. Which mean is it?",
         "In the lesson the blur over four pixels ended in 2 / (2 + 3 + 3 + 2).",
         "`(D * M).sum() / D.sum()` with the row sums D of `W**beta`.",
     ],

@@ -17,7 +17,7 @@ from affinity_lib.teaching.exercise import Exercise, Property, close, rand, shap
 LABELS = Exercise(
     "5.1",
     lambda: [
-        {"scores": rand(3, 4, 6), "tags": [3, 5]},
+        {"scores": rand(3, 4, 6), "tags": [5, 3]},
         {"scores": rand(2, 5, 5, seed=1), "tags": [7]},
     ],
     [
@@ -26,6 +26,10 @@ LABELS = Exercise(
             "a label is the number of a class; yours is the place of its map: look it up in "
             "`[0, *tags]`",
             lambda c: c.scores.argmax(dim=0),
+        ),
+        unlike(
+            "the maps stand in the order of the tags; yours takes them in that of the classes",
+            lambda c: torch.tensor([0, *sorted(c.tags)])[c.scores.argmax(dim=0)],
         ),
         unlike(
             "the background competes, too; yours leaves its map out, and each pixel gets an object",

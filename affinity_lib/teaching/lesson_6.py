@@ -140,12 +140,20 @@ def wrong_labels(truth: Tensor, share: float = 0.4, seed: int = 0) -> Tensor:
 
 
 def _pixels() -> list[dict[str, Any]]:
+    """Classes that are the brightest channel, and classes that are the next one."""
     features = rand(1500, 3)
-    return [{"features": features, "labels": wrong_labels(lesson_of(features))}]
+    truths = (lesson_of(features), (lesson_of(features) + 1) % 3)
+    return [{"features": features, "labels": wrong_labels(truth)} for truth in truths]
+
+
+def _truth(c: Any) -> Tensor:
+    channel = lesson_of(c.features)
+    classes = (channel, (channel + 1) % 3)
+    return max(classes, key=lambda truth: int((truth == c.labels).sum()))
 
 
 def _right(c: Any, labels: Tensor) -> float:
-    return 100 * float((labels.long() == lesson_of(c.features)).float().mean())
+    return 100 * float((labels.long() == _truth(c)).float().mean())
 
 
 PUPIL = Exercise(
@@ -164,6 +172,13 @@ PUPIL = Exercise(
         Property(
             "the pupil must tell the classes apart; yours gives one label to every pixel",
             lambda c: len(c.got.unique()) > 1,
+        ),
+        Property(
+            "which class a colour has the labels tell; yours is the brightest channel whatever "
+            "they say",
+            lambda c: (
+                close(_truth(c), lesson_of(c.features)) or not close(c.got, lesson_of(c.features))
+            ),
         ),
         Property(
             "the pupil must be right more often than its teacher, whose labels are right in {:.0f} "
