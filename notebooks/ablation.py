@@ -480,7 +480,7 @@ Found = dict[tuple[int, str], dict[str, Any]]
 
 
 def ablate(
-    plans: Sequence[tuple[Plan, int, int]], home: Path, processes: int, say: Callable = print
+    plans: Sequence[tuple[Plan, int, int]], home: Path, processes: int, log: Callable = print
 ) -> dict[str, Found]:
     """Do all tasks that are not done, in processes of one thread each.
 
@@ -488,7 +488,7 @@ def ablate(
         plans: of each profile, with how many seeds a row has, and how many one that trains.
         home: folder of all runs.
         processes: how many.
-        say: takes a line for each task that is done.
+        log: takes a line for each task that is done.
 
     Returns:
         Profile -> what was found.
@@ -515,7 +515,7 @@ def ablate(
             for job in wait(waiting, return_when=FIRST_COMPLETED).done:
                 plan, seed, trained, task = waiting.pop(job)
                 result = found[plan.profile][seed, task] = job.result()
-                say(f"{plan.profile}, seed {seed}: {task}, {result['seconds']:.0f} s", flush=True)
+                log(f"{plan.profile}, seed {seed}: {task}, {result['seconds']:.0f} s", flush=True)
                 if task == "notebooks":
                     for other in tasks(plan, seed, trained):
                         submit(plan, seed, trained, other)

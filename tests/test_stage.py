@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from tiny import TINY
 
 from affinity_lib.errors import InputError
+from affinity_lib.running import runner
 from affinity_lib.running.plan import make_plan
 from affinity_lib.running.settings import KINDS, resolve
 from affinity_lib.running.stage import NOTE, Stage, run_folder
@@ -202,6 +203,20 @@ def test_a_kernel_that_keeps_no_history_makes_the_same(project):
     made = json.loads((walked / NOTE).read_text())
     execute(project, "01_walk")
     assert made == json.loads((walked / NOTE).read_text())
+
+
+def test_what_an_edited_lesson_made_in_jupyter_a_run_keeps(project):
+    plan, run = make_plan("tiny", project), project.parent / "runs" / "tiny"
+    runner.execute(plan, run)
+    path, walked = project / "01_walk.ipynb", run / "01_walk" / "walked"
+    path.write_text(path.read_text().replace("{config.alphas}", "twice {2 * config.beta}"))
+    lesson = nbformat.read(path, as_version=4)
+    NotebookClient(lesson, resources={"metadata": {"path": str(project)}}).execute()
+    made = [(walked / name).read_text() for name in ("walk.txt", NOTE)]
+    assert made[0] == "8.0 twice 16.0" and (walked / "visits.txt").read_text() == "v"
+    runner.execute(make_plan("tiny", project), run)
+    assert [(walked / name).read_text() for name in ("walk.txt", NOTE)] == made
+    assert (walked / "visits.txt").read_text() == "vv"  # its cell ran, and found what it had made
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

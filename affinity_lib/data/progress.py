@@ -84,15 +84,15 @@ def print_above(text: str) -> None:
 
 
 @contextmanager
-def shown_after(head: str, say: Callable[..., Any] = print) -> Iterator[None]:
+def shown_after(head: str, log: Callable[..., Any] = print) -> Iterator[None]:
     """Let the processes that are started meanwhile show how far they are.
 
     Args:
         head: how the line begins, which has been printed without its end.
-        say: what has printed it; nothing is shown if it is not :func:`print`.
+        log: what has printed it; nothing is shown if it is not :func:`print`.
     """
     try:
-        descriptor = -1 if say is not print or os.environ.get("CI") else os.dup(sys.stdout.fileno())
+        descriptor = -1 if log is not print or os.environ.get("CI") else os.dup(sys.stdout.fileno())
     except (OSError, ValueError):  # no file, or a closed one
         descriptor = -1
     if descriptor < 0:
@@ -103,7 +103,7 @@ def shown_after(head: str, say: Callable[..., Any] = print) -> Iterator[None]:
         yield
     except BaseException:
         if os.isatty(descriptor):  # whoever failed may have left a line
-            say(f"\r\033[K{head}", end=" ", flush=True)
+            log(f"\r\033[K{head}", end=" ", flush=True)
         raise
     finally:
         del os.environ[RUNNER]

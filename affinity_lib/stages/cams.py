@@ -52,13 +52,13 @@ def infer_cams(
     Raises:
         InputError: an image with a tag that the network does not know.
     """
-    todo = inputs.data.with_tags(missing(ids, out, "npz"))
-    tags = {image_id: inputs.data.tags(image_id) for image_id in todo}
+    waiting = inputs.data.with_tags(missing(ids, out, "npz"))
+    tags = {image_id: inputs.data.tags(image_id) for image_id in waiting}
     device = device_of(net)
     stored = inputs.as_stored(scales, flip)
-    fast = net if stored or not todo else for_inference(net, mixed_precision)
+    fast = net if stored or not waiting else for_inference(net, mixed_precision)
     if stored:
-        inputs.store(todo)
+        inputs.store(waiting)
 
     @torch.inference_mode()
     def work(some: Sequence[str]) -> None:
@@ -80,7 +80,7 @@ def infer_cams(
             save_scores(out / f"{image_id}.npz", tags[image_id], cams)
 
     batches = []
-    for size, same in _by_size(inputs, todo).items():
+    for size, same in _by_size(inputs, waiting).items():
         count = 1 if stored else views_together(size, device)
         batches += [same[k : k + count] for k in range(0, len(same), count)]
     each_image(work, batches, "CAMs", count=len)

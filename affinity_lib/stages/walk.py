@@ -119,14 +119,14 @@ class Walk:
 
     def write(self, ids: Sequence[str], out: Path, beta: float, t: int) -> None:
         """Write the walked maps of each image that has none yet, as ``ID.npz`` score files."""
-        todo = missing(ids, out, "npz")
-        self.inputs.store(todo)
+        waiting = missing(ids, out, "npz")
+        self.inputs.store(waiting)
 
         def work(image_id: str) -> None:
             tags, walked = self.walked(image_id, beta, t)
             save_scores(out / f"{image_id}.npz", [0, *tags], walked)
 
-        each_image(work, todo, "random walk")
+        each_image(work, waiting, "random walk")
 
 
 def last_network(config: Any) -> str:

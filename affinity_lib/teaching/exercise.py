@@ -30,7 +30,7 @@ class Property:
     Attributes:
         sentence: what must be true, what is true instead (at ``{}``) and the remedy.
         holds: whether it is true in a case.
-        shown: what stands at ``{}``, or a tuple for several; the answer itself unless given.
+        values: what stands at ``{}``, or a tuple for several; the answer itself unless given.
 
     >>> rows = Property("the rows must sum to one", lambda c: close(c.got.sum(1), 1))
     >>> rows.holds(SimpleNamespace(got=torch.eye(3)))
@@ -39,14 +39,14 @@ class Property:
 
     sentence: str
     holds: Callable[[Any], bool]
-    shown: Callable[[Any], Any] = lambda c: c.got
+    values: Callable[[Any], Any] = lambda c: c.got
 
     def fault(self, case: Any) -> str:
         """The sentence, or nothing if the property holds."""
         if self.holds(case):
             return ""
-        shown = self.shown(case)
-        return self.sentence.format(*(shown if isinstance(shown, tuple) else (shown,)))
+        values = self.values(case)
+        return self.sentence.format(*(values if isinstance(values, tuple) else (values,)))
 
 
 @dataclass(frozen=True)

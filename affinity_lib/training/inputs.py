@@ -102,8 +102,10 @@ class Inputs:
 
     def store(self, ids: Sequence[str]) -> None:
         """Compute and store the levels of the images that have none yet (frozen backbone only)."""
-        todo = [image_id for image_id in ids if self.stored and not self._path(image_id).exists()]
-        if not todo:
+        waiting = [
+            image_id for image_id in ids if self.stored and not self._path(image_id).exists()
+        ]
+        if not waiting:
             return
         backbone = for_inference(self.backbone)
         device = device_of(backbone)
@@ -117,7 +119,7 @@ class Inputs:
             )
             save_tensors(self._path(image_id), {str(k): level for k, level in enumerate(levels)})
 
-        each_image(work, todo, "features")
+        each_image(work, waiting, "features")
 
     def levels(self, image_id: str, backbone: nn.Module) -> list[Tensor]:
         """The three levels of one image, each (1, c, h, w): stored, or seen by ``backbone``."""
