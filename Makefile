@@ -15,8 +15,9 @@ SITE := .site/.ready
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 
+SHARED = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED)
 LOWEST = OMP_NUM_THREADS=1 .lowest/bin/python -m pytest
-SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run chapter exercises test long lowest lab bench gpu ablation beyond notebooks slides site lint
@@ -50,7 +51,7 @@ lowest: $(READY)  ## run the tests and lessons 0 to 2 at the lowest versions tha
 	@$(BIN)/python -m venv --clear .lowest
 	@.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct -e '.[test]'
-	@$(LOWEST) --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not long' tests $(ARGS)
+	@$(LOWEST) $(SHARED) -m 'not long' tests $(ARGS)
 	@.lowest/bin/python tests/tiny.py runs/lowest
 	@$(LOWEST) --nbval-lax --nbval-cell-timeout 900 runs/lowest/0[0-2]*.ipynb
 
@@ -63,7 +64,7 @@ bench: $(READY)  ## measure the library against its references
 gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training steps on it
 	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
-ablation: $(READY)  ## change one thing of the chain at a time, over seeds: an hour for toy, another for photos
+ablation: $(READY)  ## change one thing of the chain at a time, over seeds: an hour for toy
 	@$(BIN)/python notebooks/ablation.py $(ARGS)
 
 beyond: $(READY)  ## try the ideas of lesson 8 on a finished run: make beyond PROFILE=photos; an hour

@@ -146,7 +146,7 @@ def as_tensor(value: Any) -> Tensor:
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor | np.ndarray) for v in value):
         return torch.stack([as_tensor(each) for each in value])
     if isinstance(value, np.ndarray):
-        value = np.ascontiguousarray(value).reshape(value.shape)  # torch knows no negative strides
+        value = value.copy()  # torch knows no negative strides
     return torch.as_tensor(value).detach().double()
 
 

@@ -174,7 +174,7 @@ PUPIL = Exercise(
             lambda c: len(c.got.unique()) > 1,
         ),
         Property(
-            "which class a colour has the labels tell; yours is the brightest channel whatever "
+            "the labels tell which class a colour has; yours takes the brightest channel whatever "
             "they say",
             lambda c: (
                 close(_truth(c), lesson_of(c.features)) or not close(c.got, lesson_of(c.features))
