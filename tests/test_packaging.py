@@ -204,7 +204,7 @@ def made_by(machine: Path, *words: str, **variables: str) -> str:
     assert (machine / ".venv" / ".ready").exists()
     log = (machine / "log").read_text().splitlines()
     assert log[-1].endswith(
-        "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test]"
+        "-m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e .[test]"
     )
     return log[0]
 
