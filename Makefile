@@ -64,8 +64,8 @@ bench: $(READY)  ## measure the library against its references
 gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training steps on it
 	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
-ablation: $(READY)  ## change one thing of the chain at a time, over seeds: an hour for toy
-	@$(BIN)/python notebooks/ablation.py $(ARGS)
+ablation: $(READY)  ## change one thing of the chain at a time, over seeds: make ablation PROFILE=photos; an hour
+	@$(BIN)/python notebooks/ablation.py $(PROFILE) $(ARGS)
 
 beyond: $(READY)  ## try the ideas of lesson 8 on a finished run: make beyond PROFILE=photos; an hour
 	@$(BIN)/python notebooks/beyond.py $(PROFILE) $(ARGS)

@@ -1,6 +1,6 @@
 """What matters: one thing of the chain changed at a time, over some seeds (``make ablation``).
 
-    python notebooks/ablation.py [PROFILE ...]     # toy, and photos where VOC_ROOT is set
+    python notebooks/ablation.py [PROFILE ...]     # toy unless others are given
 
 A row changes one thing of the chain: the affinities, the labels that AffinityNet learns from, its
 loss, or the grid. A seed's notebooks 0 to 3 run once for all of its rows, in
@@ -573,15 +573,14 @@ def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main(profiles: Sequence[str]) -> int:
-    """Make the tables of some profiles; by default of toy, and of photos if there are any.
+    """Make the tables of some profiles; by default of toy.
 
     Returns:
         0 if all is well, 1 if a notebook failed, 2 for bad input, 130 after Ctrl-C.
     """
-    profiles = profiles or [name for name in SEEDS if name == "toy" or os.environ.get("VOC_ROOT")]
     home = find_root() / "runs" / "ablation"
     try:
-        plans = [(make_plan(name), *SEEDS.get(name, (1, 1))) for name in profiles]
+        plans = [(make_plan(name), *SEEDS.get(name, (1, 1))) for name in profiles or ["toy"]]
         write_tables(ablate(plans, home, available_cores()), find_root() / "data" / "ablation")
     except (InputError, StageFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ Who looks decides where it is shown:
 
 * a run by ``python -m affinity_lib``: the runner's terminal, whose descriptor the kernel inherits;
   a plain line every 30 s if it is none, and nothing where the environment variable ``CI`` is set;
-* JupyterLab, Notebook 7, VS Code: below the cell that runs, and never in the saved notebook;
+* JupyterLab, Notebook 7, VS Code: below the cell that runs, where an empty output stays;
 * a terminal, IPython's too: its last line;
 * papermill, nbconvert, nbval: nobody, so nowhere.
 """
@@ -18,10 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
 from threading import RLock, Timer
 from typing import Any
-from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -186,91 +184,19 @@ class _Log:
 
 
 class _Cell:
-    """A line among the outputs of the cell that runs, which a front end forgets when it is over.
-
-    The protocol cannot take back one output, only all of a cell (``clear_output``). So what else
-    the cell puts out is noted on its way, and put out again when the line is taken away.
-    """
+    """A line below the cell that runs: one output, empty when nothing is under way."""
 
     def __init__(self, shell: Any):
-        self.session = shell.kernel.session
-        self.socket = shell.display_pub.pub_socket
-        self.send, self.session.send = self.session.send, self._send
-        self.lock = RLock()
-        self.cell: dict = shell.get_parent()["header"]
-        self.outputs: list[tuple[str, dict]] | None = None  # unknown: the cell had begun
-        self.line = ""  # its display_id while it is shown
+        self.shell, self.cell = shell, ""  # the message that ran the cell which has the line
         shell.events.register("post_run_cell", lambda _: self(""))  # whatever a cell left open
-        if hasattr(os, "register_at_fork"):  # a fork would wait for a thread that it has not
-            os.register_at_fork(after_in_child=lambda: setattr(self.session, "send", self.send))
 
     def __call__(self, text: str) -> None:
-        if text and not self.line:  # what was printed before stands above
-            sys.stdout.flush()
-            sys.stderr.flush()
-        with self.lock:
-            if text:
-                kind = "update_display_data" if self.line else "display_data"
-                self.line = self.line or uuid4().hex
-            elif not self.line:
-                return
-            elif self.outputs is None:
-                kind = "update_display_data"
-            else:
-                self._put("clear_output", {"wait": False})
-                for kind, content in _joined(self.outputs):
-                    self._put(kind, content)
-                self.line = ""
-                return
-            data = {"data": {"text/plain": text}, "metadata": {}}
-            self._put(kind, data | {"transient": {"display_id": self.line}})
-            self.line = self.line if text else ""
-
-    def _put(self, kind: str, content: dict) -> None:
-        message = self.session.msg(kind, content, parent=self.cell)
-        self.send(self.socket, message, ident=kind.encode())
-
-    def _send(self, stream, message, content=None, parent=None, *rest, **how):
-        """In place of the session's: the same, and a note of what is an output of the cell."""
-        kind = message["msg_type"] if isinstance(message, dict) else message
-        if kind not in _OUTPUTS:
-            return self.send(stream, message, content, parent, *rest, **how)
-        with self.lock:
-            sent = self.send(stream, message, content, parent, *rest, **how)
-            if sent:  # not from a fork
-                self._note(kind, sent["content"], sent["parent_header"])
-            return sent
-
-    def _note(self, kind: str, content: dict, cell: dict) -> None:
-        if kind == "execute_input":
-            self.cell, self.outputs, self.line = cell, [], ""
-        elif self.outputs is None or cell.get("msg_id") != self.cell.get("msg_id"):
-            pass
-        elif kind == "clear_output":
-            self.outputs, self.line = [], ""
-        elif kind == "input_request":
-            self.outputs = None  # what is answered is known to the front end alone
-        elif kind == "update_display_data":
-            name = content["transient"]["display_id"]
-            for k, (_, shown) in enumerate(self.outputs):
-                if shown.get("transient", {}).get("display_id") == name:
-                    self.outputs[k] = ("display_data", content)
-        else:
-            self.outputs.append((kind, content))
+        cell = self.shell.get_parent()["header"]["msg_id"]
+        begun, self.cell = cell == self.cell, cell if text else self.cell
+        if begun or text:
+            self.shell.display_pub.publish(
+                {"text/plain": text}, transient={"display_id": f"progress of {cell}"}, update=begun
+            )
 
 
-def _joined(outputs: list[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:
-    """The outputs, with what follows one another on a stream as one: front ends limit their rate."""
-    for (kind, name), some in groupby(outputs, lambda output: (output[0], output[1].get("name"))):
-        if kind == "stream":
-            yield kind, {"name": name, "text": "".join(content["text"] for _, content in some)}
-        else:
-            yield from some
-
-
-_OUTPUTS = {
-    "execute_input", "stream", "display_data", "update_display_data", "execute_result", "error",
-    "clear_output", "input_request",
-}  # fmt: skip
 _cell, _terminal = cache(_Cell), cache(_Terminal)
-screen()  # in a notebook: so that what its cells put out is noted from the first loop on

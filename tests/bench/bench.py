@@ -165,6 +165,7 @@ def bench_crf(quick: bool = False) -> list[Row]:
             Measurement(pool.seconds, None),
             Measurement(alone.seconds, None),
             0.85 * cores,
+            images=count,
         ),
         Row("dCRF, two unaries of one image", "two set-ups", shared, twice, 1),
     ]
@@ -198,7 +199,7 @@ def bench_cam(quick: bool = False) -> list[Row]:
             for mixed in (False, True) if has_bfloat16("cpu") else (False,):
                 row = f"{title}, {'bfloat16' if mixed else 'float32'}"
                 cost = measure(partial(ours, mixed), 2)
-                rows.append(Row(row, "one view at a time, float32", cost, alone, 2))
+                rows.append(Row(row, "one view at a time, float32", cost, alone, 2, images=count))
     return rows
 
 
@@ -225,7 +226,7 @@ def bench_evaluation(quick: bool = False) -> list[Row]:
         )
         each = measure(passes, 3)
     title = f"mIoU of {count} images of {size} px at eight exponents of the background"
-    return [Row(title, "eight passes", once, each, 2)]
+    return [Row(title, "eight passes", once, each, 2, images=count)]
 
 
 def bench_pipeline(quick: bool = False) -> list[Row]:
@@ -266,7 +267,7 @@ def bench_pipeline(quick: bool = False) -> list[Row]:
 
         title = f"photograph to label, {count} images of {size} px, {name}, stride {stride}"
         cost, alone = measure(ours, 2), measure(theirs, 1)
-    return [Row(title, "the released code's steps", cost, alone, 4)]
+    return [Row(title, "the released code's steps", cost, alone, 4, images=count)]
 
 
 BENCHES = (bench_walk, bench_affinity, bench_crf, bench_cam, bench_evaluation, bench_pipeline)

@@ -19,7 +19,7 @@ The walk multiplies by rows (CSR of torch, with MKL), which won this comparison 
 numba 0.95 and 1.04, diagonals in numba 1.1 and 1.3 (a second of compilation and one dependency
 more), shifted views 2.6 and 1.8, CSR of scipy 2.9 and 2.8, diagonals of scipy 7.1 and 4.5, shifted
 views under torch.compile 8.2 and 4.8 (and a minute of compilation), COO of torch 26 and 25. Shifted
-views, which need nothing but torch, walk on GPUs and where MKL is missing."""
+views, which need nothing but torch, walk where MKL is missing; on a GPU one ``embedding_bag`` a step does."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Row:
     theirs: Measurement
     faster_bar: float
     smaller_bar: float | None = None
+    images: int | None = None
+    """Through which both went; their seconds are then told for one image."""
 
     @property
     def faster(self) -> float:
@@ -54,7 +56,7 @@ def table(machine: dict[str, Any], rows: Sequence[Row], exponents: dict[str, flo
         faster, smaller = f"{row.faster:.4g}", "" if row.smaller is None else f"{row.smaller:.1f}"
         faster += f" (bar {row.faster_bar:g})" if row.faster_bar > 1 else ""
         smaller += f" (bar {row.smaller_bar:g})" if row.smaller_bar and smaller else ""
-        ours, theirs = _told(row.ours), _told(row.theirs)
+        ours, theirs = _told(row.ours, row.images), _told(row.theirs, row.images)
         cells.append([row.name, row.reference, ours, theirs, faster, smaller])
     machine_line = (
         "{processor}, {cores} cores, {threads} threads, {system}, Python {python}, torch {torch}"
@@ -108,6 +110,8 @@ def plot_curves(curves: dict[str, list[dict[str, float]]], path: Path, title: st
     plt.close(figure)
 
 
-def _told(cost: Measurement) -> str:
-    seconds = f"{cost.seconds:.3g} s" if cost.seconds >= 1 else f"{1000 * cost.seconds:.3g} ms"
-    return seconds if cost.memory is None else f"{seconds}, {cost.memory / MIB:.3g} MiB"
+def _told(cost: Measurement, images: int | None = None) -> str:
+    each = cost.seconds / (images or 1)
+    told = f"{each:.3g} s" if each >= 1 else f"{1000 * each:.3g} ms"
+    told += " an image" if images else ""
+    return told if cost.memory is None else f"{told}, {cost.memory / MIB:.3g} MiB"
