@@ -203,7 +203,8 @@ def _check(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     from affinity_lib.data.convert import convert
 
-    convert(options.images, options.csv, options.out, options.val_fraction)
+    table = None if options.csv == "folders" else options.csv
+    convert(options.images, table, options.out, options.val_fraction)
     print(f"The data set in VOC layout is in {options.out}")
 
 
@@ -290,7 +291,9 @@ def _parser() -> argparse.ArgumentParser:
     own = command("convert", _convert, "bring your own images and tags into VOC layout")
     own.add_argument("images", type=Path, help="folder of the images")
     own.add_argument(
-        "csv", type=Path, help="table with columns file and tags, or a 0/1 column a class"
+        "csv",
+        help="table with columns file and tags, or a 0/1 column a class; or the word folders: the "
+        "tag of an image is then the name of its folder",
     )
     own.add_argument(
         "--val-fraction",

@@ -177,11 +177,14 @@ def test_there_may_be_254_classes_and_no_more(own: Path, tmp_path: Path):
         ([f"{'n' * 240}.jpg,cat"], r"row 2 of .*: nn.*\.jpg is too long a name: shorten it to 200"),
         (
             ["tom.jpg,cat;dog", "tom.jpg,dog"],
-            r"rows 2, 3 of .* give tom\.jpg different tags: write",
+            r"row 2, row 3 of .* give tom\.jpg different tags: write",
         ),
         (["tom.jpg,cat", "tom.png,dog"], r"tom\.png and tom\.jpg would both be tom\.jpg"),
         (["tom,cat"], r"names 'tom', which may be tom\.jpg or tom\.png: write all of its name"),
-        (["a/clear.png,cat", "b/clear.png,cat"], r"rows 2, 3 of .* name a/clear\.png and b/clear"),
+        (
+            ["a/clear.png,cat", "b/clear.png,cat"],
+            r"row 2, row 3 of .* name a/clear\.png and b/clear",
+        ),
         ([], "names no image"),
     ],
 )
@@ -220,6 +223,60 @@ def test_all_that_is_wrong_is_told_at_once_the_first_hundred_in_words(own: Path,
     with pytest.raises(InputError, match="and 3 more$"):
         convert(own, table(own, *rows, *["nobody.jpg,cat"] * 100), tmp_path / "voc")
     assert not (tmp_path / "voc").exists()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Folders of images, one a class, as many classification data sets come."""
+    images = (
+        "train/cat/1.jpg",
+        "train/Sofa/1.png",
+        "val/cat/2.jpg",
+        "val/sofa/1.jpg",
+        "Background/a.jpg",
+    )
+    for name in images:
+        path = tmp_path / "folders" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 5)).save(path)
+    (tmp_path / "folders" / "train" / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path / "folders"
+
+
+def test_without_a_table_the_folder_of_an_image_is_its_tag(folders: Path, capsys):
+    out = folders.parent / "voc"
+    assert main(["convert", str(folders), "--val-fraction", "0", "folders", str(out)]) == 0
+    data = VOCData(out)
+    assert not [fault for fault in find_faults(data) if fault.stops]
+    assert {i: [data.classes[tag - 1] for tag in data.tags(i)] for i in data.ids("train")} == {
+        "Background_a": [],
+        "train_Sofa_1": ["sofa"],
+        "train_cat_1": ["cat"],
+        "val_cat_2": ["cat"],
+        "val_sofa_1": ["sofa"],
+    }
+    printed = capsys.readouterr().out
+    assert "the tag of an image is the name of its folder\nSofa and sofa are one class" in printed
+
+
+def test_folders_that_are_no_classes_are_refused(own: Path, folders: Path):
+    out = folders.parent / "voc"
+    Image.new("RGB", (6, 5)).save(folders / "stray.jpg")
+    (folders / "val" / "sofa" / "1.jpg").write_text("damaged")
+    with pytest.raises(InputError) as error:
+        convert(folders, None, out)
+    first, *faults = str(error.value).splitlines()
+    assert first == "2 faults:"
+    assert f"{folders}/stray.jpg is in no folder of a class: put it into one" in faults[0]
+    assert "1.jpg" in faults[1] and "does not decode" in faults[1]
+    (folders / "train").rename(folders / "12")
+    for path in [*folders.rglob("cat"), *folders.rglob("[sS]ofa")]:
+        path.rename(path.with_name(str(len(path.name))))
+    with pytest.raises(InputError, match=r"folders has numbers for tags \(3, 4\): write the names"):
+        convert(folders, None, out)
+    with pytest.raises(InputError, match="own/more has no folders of images, one a class: give a"):
+        convert(own / "more", None, out)
+    assert not out.exists()
 
 
 def test_the_first_line_names_the_columns(own: Path, tmp_path: Path):

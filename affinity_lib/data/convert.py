@@ -1,4 +1,4 @@
-"""Own data to VOC layout: a folder of images and a table of tags is all that the method needs."""
+"""Own data to VOC layout: a folder of images and their tags are all that the method needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from affinity_lib.data.files import (
 )
 from affinity_lib.data.layout import MAX_CLASSES, same_class, write_lists, write_tags
 from affinity_lib.data.progress import Progress
-from affinity_lib.data.tag_tables import Row, Table, read_table
+from affinity_lib.data.tag_tables import Row, Table, read_folders, read_table
 from affinity_lib.data.voc import VOC_CLASSES
 from affinity_lib.errors import InputError
 
@@ -32,7 +32,7 @@ _LONGEST = 200
 
 def convert(
     images_dir: str | Path,
-    labels_csv: str | Path,
+    labels_csv: str | Path | None,
     out_root: str | Path,
     val_fraction: float = 0.1,
     seed: int = 0,
@@ -47,9 +47,10 @@ def convert(
 
     Args:
         images_dir: the folder of images, of any sizes; subfolders are fine.
-        labels_csv: see ``read_table``. Its names may lack the folder or the suffix, or have
-            another case, where exactly one file fits. Several rows of one image must have the
-            same tags, unless the table has a row for each tag.
+        labels_csv: a table, see ``read_table``. Its names may lack the folder or the suffix, or
+            have another case, where exactly one file fits. Several rows of one image must have the
+            same tags, unless the table has a row for each tag. None: the tag of an image is the
+            name of the folder that holds it, see ``read_folders``.
         out_root: the folder to make; nothing or an empty folder may be there.
         val_fraction: part of the images for the val split, 0 <= val_fraction < 1. No class loses
             its last training image to it.
@@ -79,12 +80,14 @@ def convert(
         raise InputError(f"{out_root} is in use: give a new folder, or remove it first")
     if not images_dir.is_dir():
         raise InputError(f"{images_dir} is no folder: give the one that holds the images")
-    table = read_table(labels_csv)
-    images = _images(Path(labels_csv), table, images_dir)
+    table = read_folders(images_dir) if labels_csv is None else read_table(labels_csv)
+    images = _images(table, images_dir)
     tags = {image_id: tags for image_id, (_, tags) in images.items()}
     classes = sorted({tag for names in tags.values() for tag in names})
     if len(classes) > MAX_CLASSES:
-        raise InputError(f"{labels_csv} has {len(classes)} different tags, more than {MAX_CLASSES}")
+        raise InputError(
+            f"{labels_csv or images_dir} has {len(classes)} different tags, more than {MAX_CLASSES}"
+        )
     val = _draw_val(tags, val_fraction, seed)
     faults = table.faults
     with write_aside(out_root) as aside:
@@ -114,7 +117,7 @@ def _write_jpeg(source: Path, path: Path) -> tuple[int, int]:
     return image.size
 
 
-def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+def _images(table: Table, images_dir: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Image id -> (file, tags), sorted by id; what is wrong goes to the table's faults."""
     files = _Files(images_dir)
     rows: dict[Path, list[Row]] = defaultdict(list)
@@ -122,7 +125,7 @@ def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path,
         try:
             rows[files.find(row.name)].append(row)
         except InputError as error:
-            table.faults.append(f"row {row.number} of {path} {error}")
+            table.faults.append(f"{row.place}{table.of} {error}")
     found: dict[str, tuple[Path, tuple[str, ...]]] = {}
     united = 0
     for file, same in rows.items():
@@ -133,7 +136,7 @@ def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path,
             "_",
             unicodedata.normalize("NFC", name[: -len(file.suffix) or None]),
         )
-        which = f"rows {', '.join(str(row.number) for row in same)} of {path}"
+        which = f"{', '.join(row.place for row in same)}{table.of}"
         if len({_parts(row.name)[:-1] for row in same}) > 1:
             names = " and ".join(dict.fromkeys(row.name for row in same))
             table.faults.append(f"{which} name {names}, which only {file} fits: correct one")
@@ -143,12 +146,12 @@ def _images(path: Path, table: Table, images_dir: Path) -> dict[str, tuple[Path,
             )
         elif len(image_id.encode()) > _LONGEST:
             table.faults.append(
-                f"row {same[0].number} of {path}: {name} is too long a name: shorten it to "
+                f"{same[0].place}{table.of}: {name} is too long a name: shorten it to "
                 f"{_LONGEST} letters, its folders with it"
             )
         elif image_id in found:
             table.faults.append(
-                f"row {same[0].number} of {path}: {name} and {found[image_id][0].name} would both "
+                f"{same[0].place}{table.of}: {name} and {found[image_id][0].name} would both "
                 f"be {image_id}.jpg: rename one"
             )
         else:

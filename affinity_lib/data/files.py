@@ -225,6 +225,14 @@ def files_in(folder: Path) -> list[Path]:
     )
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Those of the files whose ending is that of an image which Pillow reads, or a telephone makes."""
+    known = Image.registered_extensions()
+    formats = {kind for kind in Image.OPEN if Image.MIME.get(kind, "").startswith("image/")}
+    endings = {ending for ending, kind in known.items() if kind in formats} | {".heic", ".heif"}
+    return [path for path in files_in(folder) if path.suffix.lower() in endings]
+
+
 def missing(ids: Sequence[str], folder: Path, suffix: str) -> list[str]:
     """The ids that have no file in ``folder`` yet; makes the folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)

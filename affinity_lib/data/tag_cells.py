@@ -15,7 +15,7 @@ _NO_NAMES = ("nan", "none", "null", "n/a", "na", "true", "false", "yes", "no", "
 _NO_NAMES += ("<na>", "nat", "undefined")
 _NO_NAMES += ("–", "—")
 _NO_NAMES += ("#n/a", "#nv", "#name?", "#ref!", "#value!", "#null!", "#div/0!", "#num!")
-_NO_OBJECTS = ("background", "void", "unlabeled", "unlabelled")
+NO_OBJECTS = ("background", "void", "unlabeled", "unlabelled")
 _SEPARATORS = {";": "semicolons", "|": "vertical bars", ",": "commas", "\n": "line breaks"}
 _WIDE = str.maketrans("；｜，、", ";|,,")  # as Chinese and Japanese keyboards type them
 _QUOTES = "'‘’‚“”„«»‹›`´"
@@ -109,7 +109,7 @@ def _items(cell: str) -> list[str] | None:
 
 def no_name(tag: str) -> str:
     """Why a tag cannot be the name of a class; nothing if it can."""
-    if spelling(tag) in _NO_OBJECTS:
+    if spelling(tag) in NO_OBJECTS:
         return f"{tag} is no tag, it is what no tag names: take it out"
     if tag.casefold() in _NO_NAMES or not spelling(tag):
         return f"{tag} is no name of a class: leave the cell of an image without tags empty"

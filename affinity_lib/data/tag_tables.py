@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from affinity_lib.data.files import images_in
 from affinity_lib.data.layout import read_text, spelling
-from affinity_lib.data.tag_cells import no_name, short, split_cells
+from affinity_lib.data.tag_cells import NO_OBJECTS, no_name, short, split_cells
 from affinity_lib.errors import InputError
 
 FILE_COLUMNS = (
@@ -48,9 +49,9 @@ Records = list[tuple[int, list[str]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its number, the name of a file as it stands there, and tags, which may be none."""
+    """One row: where it stands, the name of a file as it stands there, and tags, which may be none."""
 
-    number: int
+    place: str
     name: str
     tags: tuple[str, ...]
 
@@ -64,12 +65,14 @@ class Table:
         faults: a sentence for each row that has to be corrected.
         notes: sentences for a person, who sees in them whether the table was understood.
         one_tag_a_row: whether an image has a row for each of its tags.
+        of: what stands behind the place of a row, such as " of labels.csv".
     """
 
     rows: list[Row] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     one_tag_a_row: bool = False
+    of: str = ""
 
 
 def read_table(path: str | Path) -> Table:
@@ -115,10 +118,35 @@ def read_table(path: str | Path) -> Table:
     records, faults = _whole(path, header, records)
     what = (path, header, records, file)
     table = _read_tags(*what, tags[0]) if tags else _read_one_hot(*what)
-    table.faults[:0] = faults
+    table.faults[:0], table.of = faults, f" of {path}"
     if not table.rows and not table.faults:
         raise InputError(f"{path} names no image: write one image a line")
     _check_names(path, table)
+    return table
+
+
+def read_folders(images_dir: Path) -> Table:
+    """Folders of images as a table: the tag of an image is the name of the folder that holds it.
+
+    Args:
+        images_dir: the folder above them. A folder named ``background`` holds images without tags.
+
+    Raises:
+        InputError: it has no folder with an image, or its folders are not names of classes.
+    """
+    table = Table()
+    for file in images_in(images_dir):
+        tag, name = file.parent.name, file.relative_to(images_dir).as_posix()
+        if file.parent == images_dir:
+            table.faults.append(f"{file} is in no folder of a class: put it into one, or remove it")
+            continue
+        table.rows.append(Row(str(file), name, () if spelling(tag) in NO_OBJECTS else (tag,)))
+    if not table.rows:
+        raise InputError(
+            f"{images_dir} has no folders of images, one a class: give a table of tags"
+        )
+    table.notes.append("the tag of an image is the name of its folder")
+    _check_names(images_dir, table)
     return table
 
 
@@ -197,7 +225,9 @@ def _read_tags(path: Path, header: list[str], records: Records, file: int, colum
     repeats = len(names) < len(records)
     cells = {number: row[column].replace("\r\n", "\n") for number, row in records}
     tags, faults, how = split_cells(path, cells, one_a_row and repeats)
-    rows = [Row(number, row[file], tags[number]) for number, row in records if number in tags]
+    rows = [
+        Row(f"row {number}", row[file], tags[number]) for number, row in records if number in tags
+    ]
     notes = [
         f"column {header[file]} names the images and column {header[column]} holds their tags, {how}"
     ]
@@ -235,7 +265,8 @@ def _read_one_hot(path: Path, header: list[str], records: Records, file: int) ->
     rows, found = [], set()
     for number, row in records:
         there = [c for c in columns if _YES_NO[row[c].casefold()]]
-        rows.append(Row(number, row[file], tuple(" ".join(header[c].split()) for c in there)))
+        names = tuple(" ".join(header[c].split()) for c in there)
+        rows.append(Row(f"row {number}", row[file], names))
         found.update(there)
     notes = [f"column {header[file]} names the images and each other column is a class"]
     if records and (empty := [header[c] for c in columns if c not in found]):
@@ -255,7 +286,7 @@ def _check_names(path: Path, table: Table) -> None:
         )
     bad = {tag: reason for tag in counts if (reason := no_name(tag))}
     table.faults += [
-        f"row {row.number} of {path}: {bad[tag]}" for row in table.rows for tag in row.tags
+        f"{row.place}{table.of}: {bad[tag]}" for row in table.rows for tag in row.tags
         if tag in bad
     ]  # fmt: skip
     spellings: dict[str, str] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from affinity_lib.cam import resize
 from affinity_lib.crf import dense_crf
-from affinity_lib.data.files import files_in, load_json, open_photograph, write_aside
+from affinity_lib.data.files import images_in, load_json, open_photograph, write_aside
 from affinity_lib.data.paths import data_path
 from affinity_lib.data.toy import MARKER, draw_scene
 from affinity_lib.data.voc import VOCData, write_labels
@@ -115,9 +115,8 @@ def find_photographs(paths: Iterable[str | Path], out: str | Path) -> dict[str, 
         made = results | {other / kind for other in others for kind in kinds}
         inside = {
             path: path.relative_to(folder)
-            for path in files_in(folder)
-            if path.suffix.lower() in _endings()
-            and not any(path.is_relative_to(result) for result in made)
+            for path in images_in(folder)
+            if not any(path.is_relative_to(result) for result in made)
         }
         if not inside:
             raise InputError(f"{given} has no photographs in it: give files, or another folder")
@@ -204,13 +203,6 @@ def _highest(scores: Tensor, size: tuple[int, int]) -> Tensor:
         labels[score > best] = number
         best = torch.maximum(best, score)
     return labels
-
-
-def _endings() -> set[str]:
-    """Endings of the images that Pillow reads, and of those that telephones make."""
-    known = Image.registered_extensions()
-    formats = {kind for kind in Image.OPEN if Image.MIME.get(kind, "").startswith("image/")}
-    return {ending for ending, kind in known.items() if kind in formats} | {".heic", ".heif"}
 
 
 def _named(found: Mapping[Path, Path]) -> dict[str, Path]:
