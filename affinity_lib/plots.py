@@ -257,16 +257,60 @@ def neighbourhood(values: Tensor, offsets: Tensor, y: int, x: int, center: float
     return square
 
 
-def pairs_around(pairs: PairLabels, offsets: Tensor, y: int, x: int, axis: Axes) -> None:
-    """The pairs of one pixel of the first image of a batch, coloured by their label."""
+def affinities_around(
+    image: np.ndarray, affinity: Tensor, offsets: Tensor, places: Sequence[tuple[int, int]]
+) -> Figure:
+    """An image with some cells of its grid as stars, and the affinities of each to its neighbours.
+
+    Args:
+        image: (H, W, 3) uint8.
+        affinity: W of the image, (K, h, w) in [0, 1].
+        offsets: (K, 2), the half plane.
+        places: the cells, (y, x) each.
+    """
+    height, width = affinity.shape[-2:]
+    size = (2 * (1 + len(places)), 2.3)
+    figure, (first, *others) = plt.subplots(1, 1 + len(places), figsize=size, layout="constrained")
+    first.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    first.set(xticks=[], yticks=[])
+    dark = {"facecolor": "black", "linewidth": 0, "pad": 1.5}
+    for k, ((y, x), axis) in enumerate(zip(places, others, strict=True), start=1):
+        first.plot(x, y, marker="*", color="white", markeredgecolor="black", markersize=12)
+        first.annotate(str(k), (x + 1, y - 1), color="white", weight="bold", bbox=dark)
+        square = neighbourhood(affinity, offsets, y, x).numpy()
+        picture = axis.imshow(square, cmap=SCORES, vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[], title=f"cell {k}")
+    figure.colorbar(picture, ax=others[-1], label="affinity")
+    plt.show()
+    return figure
+
+
+def pairs_around(
+    labels: np.ndarray, pairs: PairLabels, offsets: Tensor, y: int, x: int, num_classes: int
+) -> Figure:
+    """Labels on the grid with a cell as a star, and the pairs of that cell, coloured by their label.
+
+    Args:
+        labels: (h, w) of the first image of a batch.
+        pairs: of the batch.
+        offsets: (K, 2), the half plane.
+        y, x: the cell.
+        num_classes: of the data set.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.5, 2.8), layout="constrained")
+    left.imshow(colorize(labels, class_colors(num_classes)))
+    left.plot(x, y, marker="*", color="white", markeredgecolor="black", markersize=12)
     kinds = sum(k * mask[0].float() for k, mask in enumerate(pairs, start=1))
-    square = neighbourhood(kinds, offsets, y, x, center=float("nan"))
-    axis.imshow(square.numpy(), cmap=PAIRS, vmin=-0.5, vmax=3.5)
+    square = neighbourhood(kinds, offsets, y, x, center=float("nan")).numpy()
+    right.imshow(square, cmap=PAIRS, vmin=-0.5, vmax=3.5)
     radius = len(square) // 2
-    axis.plot(radius, radius, marker="*", color="black", markersize=12)
-    axis.set(xticks=[], yticks=[])
+    right.plot(radius, radius, marker="*", color="black", markersize=12)
+    left.set(xticks=[], yticks=[], title="trusted areas on the grid")
+    right.set(xticks=[], yticks=[], title="pairs of the starred cell")
     handles = [Patch(color=PAIRS(k), label=name) for k, name in enumerate(PAIR_NAMES)]
-    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    right.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    plt.show()
+    return figure
 
 
 def feature_edges(features: Tensor) -> Tensor:

@@ -152,14 +152,29 @@ def test_the_square_around_a_pixel_holds_its_affinity_to_every_neighbour(y, x, g
 def test_pairs_around_a_pixel_have_the_colours_of_their_kinds():
     labels = torch.tensor([[[0, 0, 3, 3, VOID]]])
     offsets = torch.tensor([[0, 1]])
-    _, axis = plt.subplots()
+    pairs = pair_labels(labels, offsets)
     for x, left, right in ((1, 1, 3), (2, 3, 2), (3, 2, 0)):
-        axis.clear()
-        plots.pairs_around(pair_labels(labels, offsets), offsets, 0, x, axis)
+        grid, axis = plots.pairs_around(labels[0].numpy(), pairs, offsets, 0, x, 3).axes
+        assert grid.lines[0].get_xydata().tolist() == [[x, 0]]
         drawn = np.ma.filled(axis.images[0].get_array().astype(float), np.nan)
         assert drawn[1, [0, 2]].tolist() == [left, right]
         assert np.isnan(drawn[1, 1])
     assert [text.get_text() for text in axis.get_legend().get_texts()] == list(plots.PAIR_NAMES)
+
+
+def test_affinities_around_cells_are_shown_beside_the_image_with_their_stars():
+    offsets = half_plane_offsets(3)
+    W = affinities(torch.rand(1, 4, 6, 8), offsets)[0]
+    places = [(2, 1), (3, 7)]
+    image, *squares, bar = plots.affinities_around(
+        np.zeros((24, 32, 3), np.uint8), W, offsets, places
+    ).axes
+    assert [star.get_xydata().tolist() for star in image.lines] == [[[1, 2]], [[7, 3]]]
+    assert [text.get_text() for text in image.texts] == ["1", "2"]
+    for (y, x), axis in zip(places, squares, strict=True):
+        expected = plots.neighbourhood(W, offsets, y, x).numpy()
+        np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), expected)
+    assert bar.get_ylabel() == "affinity"
 
 
 def test_edges_are_where_the_features_change():

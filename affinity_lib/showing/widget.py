@@ -139,6 +139,7 @@ def _still(walk: Walk, image_id: str, affinity: Tensor, own: Mapping[str, Any]) 
     spread = random_walk(one, affinity, walk.offsets, own["beta"], own["t"])[0].cpu()
     powers = affinity.cpu() ** own["beta"]
     figure = Figure(figsize=(7.5, 2.7), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # inches: titles of bare axes are cut otherwise
     photograph, near, far = figure.subplots(1, 3)
     photograph.imshow(walk.inputs.data.image(image_id), extent=(0, width, height, 0))
     photograph.plot(x + 0.5, y + 0.5, "s", mfc="none", mec="white", mew=2)
