@@ -64,10 +64,10 @@ bench: $(READY)  ## measure the library against its references
 gpu: $(READY)  ## compare a GPU with the CPU, and measure the paper's training steps on it
 	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
-ablation: $(READY)  ## change one thing of the chain at a time, over seeds: make ablation PROFILE=photos; an hour
+ablation: $(READY)  ## change one thing of the chain at a time, over seeds (toy: an hour): make ablation PROFILE=photos
 	@$(BIN)/python notebooks/ablation.py $(PROFILE) $(ARGS)
 
-beyond: $(READY)  ## try the ideas of lesson 8 on a finished run: make beyond PROFILE=photos; an hour
+beyond: $(READY)  ## try the ideas of lesson 8 on a finished run (toy: half an hour): make beyond PROFILE=photos
 	@$(BIN)/python notebooks/beyond.py $(PROFILE) $(ARGS)
 
 notebooks: $(READY)  ## re-execute the committed notebooks in place, from an empty runs/toy

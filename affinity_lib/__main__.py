@@ -286,7 +286,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--train-split", default="train", metavar="LIST", help="if not train")
 
-    command("exercises", _exercises, "make the exercises of the solutions, with all answers out")
+    command(
+        "exercises",
+        _exercises,
+        "make the exercises of the solutions, without answers; yours are kept beside them",
+    )
 
     own = command("convert", _convert, "bring your own images and tags into VOC layout")
     own.add_argument("images", type=Path, help="folder of the images")

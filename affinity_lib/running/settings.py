@@ -98,7 +98,7 @@ class Settings:
     affinity_rounds: int = 1  # trainings: all but the first learn from walked maps; paper: 1
     walked_alpha_strong: float = 4  # Eq. 2 for these: amplifies the background; ours
     walked_alpha_weak: float = 16  # weakens it; ours
-    affinity_network: str = ""  # file of a trained one, ours, the authors' or notebook 6's
+    affinity_network: str = ""  # file of a trained one, ours or the authors'
 
     # Random walk (section 3.3)
     alpha: float = 16  # Eq. 2, of the background map that is walked
