@@ -274,6 +274,11 @@ def test_folders_that_are_no_classes_are_refused(own: Path, folders: Path):
         path.rename(path.with_name(str(len(path.name))))
     with pytest.raises(InputError, match=r"folders has numbers for tags \(3, 4\): write the names"):
         convert(folders, None, out)
+    (folders / "Background").rename(folders / "none")
+    with pytest.raises(
+        InputError, match="has the folder 'none', which is no name .* name it backgr"
+    ):
+        convert(folders, None, out)
     with pytest.raises(InputError, match="own/more has no folders of images, one a class: give a"):
         convert(own / "more", None, out)
     assert not out.exists()

@@ -319,6 +319,16 @@ def test_all_loops_of_a_cell_share_one_output():
     assert [[o["data"] for o in cell.outputs] for cell in front_end.nb.cells[1:]] == [[empty]] * 2
 
 
+def test_a_loop_in_the_cell_that_imports_it_takes_nothing_else_away():
+    front_end = FrontEnd(f"print('before')\n{IMPORTS}\n{ALONE}", person=True)
+    del front_end.nb.cells[0]
+    front_end.nb.cells.insert(0, new_code_cell(""))
+    (before,) = front_end.run()[0]
+    assert before["text"] == "before\n"
+    assert front_end.nb.cells[1].outputs[-1]["data"] == {"text/plain": ""}
+    assert [text.split("|")[0] for text in front_end.shown][1:3] == ["CAMs:  33%", "CAMs:  67%"]
+
+
 FIT = """
 import torch
 from pathlib import Path

@@ -28,7 +28,7 @@ RUNNER = "AFFINITY_LIB_PROGRESS"
 
 
 class Progress(tqdm):
-    """tqdm, shown where somebody looks, after two seconds, leaving nothing behind.
+    """tqdm, shown where somebody looks, after two seconds, and gone when the loop ends.
 
     Args:
         iterable, desc, total, initial, unit, ...: as for tqdm.

@@ -141,6 +141,12 @@ def read_folders(images_dir: Path) -> Table:
             table.faults.append(f"{file} is in no folder of a class: put it into one, or remove it")
             continue
         table.rows.append(Row(str(file), name, () if spelling(tag) in NO_OBJECTS else (tag,)))
+    for tag in dict.fromkeys(tag for row in table.rows for tag in row.tags):
+        if no_name(tag):
+            raise InputError(
+                f"{images_dir} has the folder {tag!r}, which is no name of a class: name it "
+                "background if its images are of none, or rename it"
+            )
     if not table.rows:
         raise InputError(
             f"{images_dir} has no folders of images, one a class: give a table of tags"

@@ -19,7 +19,8 @@ The walk multiplies by rows (CSR of torch, with MKL), which won this comparison 
 numba 0.95 and 1.04, diagonals in numba 1.1 and 1.3 (a second of compilation and one dependency
 more), shifted views 2.6 and 1.8, CSR of scipy 2.9 and 2.8, diagonals of scipy 7.1 and 4.5, shifted
 views under torch.compile 8.2 and 4.8 (and a minute of compilation), COO of torch 26 and 25. Shifted
-views, which need nothing but torch, walk where MKL is missing; on a GPU one ``embedding_bag`` a step does."""
+views, which need nothing but torch, walk where MKL is missing; on a GPU one embedding_bag a step
+does."""
 
 
 @dataclass(frozen=True)
